@@ -1,0 +1,102 @@
+"""What every test runs under: strict JAX, eight CPU devices, and skips that give their reason."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Several test processes share one GPU, where there is one.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from nova_jax.checkpoints.native import save_model
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.nova import Nova
+
+# Programs run a few times only: compiling them is what tests wait for, up to ten times longer with
+# optimizations. The second flag is gone, with what it switches off, in newer versions.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if jax.__version_info__ < (0, 11):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# A forgotten axis is an error here, not a silent broadcast.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Sharding is tested on one machine; must be set before the first use of a device.
+jax.config.update("jax_num_cpu_devices", 8)
+
+MODEL = dict(
+    latent_channels=3,
+    latent_size=(16, 16),
+    patch_size=4,
+    frames=3,
+    temporal_encoder="vit_d1w32",
+    spatial_decoder="vit_d2w32",
+    diffusion_head="mlp_d1w32",
+    text_dim=16,
+    text_length=8,
+    mixer_rank=4,
+)
+SAMPLING = dict(num_inference_steps=2, num_diffusion_steps=3, guidance=dict(scale=5.0))
+OPTIONS = {"network": "downloads from the Internet", "slow": "takes minutes"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for name, reason in OPTIONS.items():
+        parser.addoption(f"--{name}", action="store_true", help=f"also run what {reason}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    backend = jax.default_backend()
+    for item in items:
+        for name, reason in OPTIONS.items():
+            if name in item.keywords and not config.getoption(f"--{name}"):
+                item.add_marker(pytest.mark.skip(reason=f"{reason}; run with --{name}"))
+        for platform in ("gpu", "tpu"):
+            if platform in item.keywords and backend != platform:
+                item.add_marker(
+                    pytest.mark.skip(reason=f"needs a {platform.upper()}; this is a {backend}")
+                )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "torch" in item.keywords:
+        pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+
+
+@pytest.fixture(scope="session")
+def save_untrained() -> Callable[..., Path]:
+    """A function (directory, **changes to MODEL) that writes a model that has learned nothing."""
+
+    def save(directory: Path, **changes: object) -> Path:
+        config = NovaConfig.from_dict(MODEL | changes)
+        shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0)))))
+        rng = np.random.default_rng(0)
+        # Nothing near zero, so that every part of the model shows in what it generates.
+        variables = {
+            name: jnp.asarray(rng.normal(name.endswith("scale"), 0.2, leaf.shape), jnp.float32)
+            for name, leaf in flatten_dict(shapes, sep=".").items()
+        }
+        text = {"type": "hashed_words", "dim": config.text_dim} if config.text_dim else None
+        recipe = {
+            "model": config.to_dict(),
+            "schedule": {"type": "flow_matching"},
+            "codec": {"type": "pixels", "shift": 0.0, "scale": 4.0},
+            "text_encoder": text,
+            "sampling": SAMPLING,
+            "motion_flow": 1.5,
+            "dataset": {"size": [16, 16], "frames": 3, "fps": 6.0, "digit_size": 8.0},
+        }
+        save_model(directory, variables=variables, config=recipe, step=0)
+        return directory
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def untrained(save_untrained, tmp_path_factory) -> Path:
+    """The directory of a small text-to-video model, 3 frames of 16x16 pixels."""
+    return save_untrained(tmp_path_factory.mktemp("untrained") / "model")
