@@ -1,0 +1,127 @@
+"""The transformer block of both encoders, block-causal masks, and the key-value cache.
+
+Dimensions: B samples, S queries, T keys, K heads, H head channels, D width.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from nova_jax.models.config import StageSize
+from nova_jax.models.embeddings import apply_rotary
+from nova_jax.models.layers import BlockStack, LayerNorm, Projector, gelu, linear
+
+# Branches are normalised after, so that each starts with this share of its weight: at 1, a few
+# untrained blocks drown the tokens' positions and conditions. Swin V2 (arXiv 2111.09883) uses 0.
+BRANCH_SCALE = 0.2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens seen so far, in buffers of fixed size.
+
+    Attributes:
+        key, value: [depth, B, T, K, H], zero beyond `length`.
+        length: how many of the T tokens are filled.
+    """
+
+    key: Float[Array, "depth b t k h"]
+    value: Float[Array, "depth b t k h"]
+    length: Int[Array, ""]
+
+    @classmethod
+    def empty(cls, size: StageSize, batch: int, tokens: int, dtype: DTypeLike) -> "KVCache":
+        """A cache with room for `tokens` tokens."""
+        shape = (size.depth, batch, tokens, size.heads, size.head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+def block_causal_mask(block_ids: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s s"]:
+    """Each token sees its own block and all earlier ones: mask[i, j] = id[i] ≥ id[j]."""
+    return block_ids[:, None] >= block_ids[None, :]
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with one biased qkv projection; softmax in float32."""
+
+    def __init__(self, size: StageSize, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.heads = size.heads
+        axes = ("embed", "heads")
+        self.qkv = linear(size.width, 3 * size.width, axes, dtype=dtype, rngs=rngs)
+        self.out = linear(size.width, size.width, axes[::-1], dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        rotary: Float[Array, "#b s h/2"] | None,
+        mask: Bool[Array, "#b #s t"] | None,
+        cache: tuple[Array, Array, Array] | None = None,
+    ) -> tuple[Float[Array, "b s d"], tuple[Array, Array] | None]:
+        """Attends over x, or over the cached tokens and x.
+
+        Args:
+            x: the queries' tokens.
+            rotary: rotary angles of x's tokens, None for none.
+            mask: true where a query may see a key.
+            cache: this layer's key and value buffers [B, T, K, H] and where x belongs in them.
+
+        Returns:
+            The branch's output and, with a cache, the new buffers.
+        """
+        qkv = rearrange(self.qkv(x), "b s (n k h) -> n b s k h", n=3, k=self.heads)
+        query, key, value = qkv[0], qkv[1], qkv[2]
+        if rotary is not None:
+            query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        buffers = None
+        if cache is not None:
+            start = cache[2]
+            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
+            buffers = (key, value)
+        mask = None if mask is None else mask[:, None]
+        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return self.out(rearrange(y, "b s k h -> b s (k h)")), buffers
+
+
+class Block(nnx.Module):
+    """x ← x + LN(attention(x));  x ← x + LN(mlp(x)): normalised after each branch."""
+
+    def __init__(self, size: StageSize, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width = size.width
+        self.attention = Attention(size, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(width, initial_scale=BRANCH_SCALE, dtype=dtype, rngs=rngs)
+        self.mlp = Projector(width, 4 * width, width, activation=gelu, dtype=dtype, rngs=rngs)
+        self.norm2 = LayerNorm(width, initial_scale=BRANCH_SCALE, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s d"],
+        rotary: Float[Array, "#b s h/2"] | None = None,
+        mask: Bool[Array, "#b #s t"] | None = None,
+        start: Int[Array, ""] | None = None,
+        buffers: tuple[Array, Array] | None = None,
+    ) -> Array | tuple[Array, tuple[Array, Array] | None]:
+        """Returns x, or (x, new buffers) where key and value `buffers` are given."""
+        cache = None if buffers is None or start is None else (*buffers, start)
+        branch, new_buffers = self.attention(x, rotary, mask, cache)
+        x = x + self.norm1(branch)
+        x = x + self.norm2(self.mlp(x))
+        return x if buffers is None else (x, new_buffers)
+
+
+def transformer(
+    size: StageSize, depth: int, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: bool, unroll: int
+) -> BlockStack:
+    """`depth` transformer blocks of the given size's width and heads, scanned."""
+
+    def make_block(rngs: nnx.Rngs) -> Block:
+        return Block(size, dtype=dtype, rngs=rngs)
+
+    return BlockStack(make_block, depth, rngs=rngs, remat=remat, unroll=unroll)

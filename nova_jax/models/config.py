@@ -1,0 +1,205 @@
+"""The size and options of one NOVA transformer, as a typed, validated dataclass."""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from nova_jax.errors import NovaError
+
+# Attention heads of the released widths; every other width uses heads of 32 channels.
+_RELEASED_HEADS = {768: 12, 1024: 16, 1536: 16}
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSize:
+    """Depth and width of one stage, parsed from a name such as ``vit_d16w1024``."""
+
+    depth: int
+    width: int
+
+    @classmethod
+    def parse(cls, name: str, family: Literal["vit", "mlp"]) -> "StageSize":
+        """Reads ``{family}_d{depth}w{width}``.
+
+        Raises:
+            NovaError: if the name has another form or a number is zero.
+        """
+        match = re.fullmatch(rf"{family}_d(\d+)w(\d+)", str(name))
+        if match is None or "0" in match.groups():
+            raise NovaError(f"{name!r} is not a stage size; write it as {family}_d<depth>w<width>")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads."""
+        return _RELEASED_HEADS.get(self.width, self.width // 32)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NovaConfig:
+    """Size and options of one NOVA transformer.
+
+    Attributes:
+        latent_channels: C, channels of a latent frame.
+        latent_size: (h, w) of a latent frame.
+        patch_size: p, side of a spatial token in latent pixels; the temporal encoder's is 2p.
+        temporal_encoder: size of the temporal encoder, ``vit_d{depth}w{width}``.
+        spatial_decoder: size of the spatial decoder; the same width as the temporal encoder.
+        diffusion_head: size of the diffusion head, ``mlp_d{depth}w{width}``.
+        frames: base number of latent frames T. 1 is an image model, without motion tokens.
+        text_dim: channels of the text encoder's features; None for a class-conditional model.
+        text_length: text tokens the model sees, at most 512.
+        num_classes: classes of a class-conditional model (row ``num_classes`` means "no class").
+        mixer_rank: rank of the scaling-and-shift layer; None or 0 for none, negative for full rank.
+        rotary: 3D rotary positions instead of sine-cosine ones.
+    """
+
+    latent_channels: int = 4
+    latent_size: tuple[int, int]
+    patch_size: int = 2
+    temporal_encoder: str
+    spatial_decoder: str
+    diffusion_head: str
+    frames: int = 1
+    text_dim: int | None = None
+    text_length: int | None = None
+    num_classes: int | None = None
+    mixer_rank: int | None = None
+    rotary: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        h, w = self.latent_size
+        for name in ("latent_channels", "patch_size", "frames"):
+            if getattr(self, name) < 1:
+                raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        video_patch = 2 * self.patch_size
+        if h < 1 or w < 1 or h % video_patch or w % video_patch:
+            raise NovaError(
+                f"latent_size {h}x{w} is not divisible by the temporal encoder's patch of "
+                f"{video_patch} (2 x patch_size {self.patch_size}); change one of them"
+            )
+        for name in ("temporal_encoder", "spatial_decoder"):
+            stage: StageSize = getattr(self, f"{name}_size")
+            if stage.width < 32 or stage.width % stage.heads or stage.width % 32:
+                raise NovaError(
+                    f"{name} {getattr(self, name)!r}: the width must be a multiple of 32, "
+                    "the channels of an attention head"
+                )
+        if self.temporal_encoder_size.width != self.spatial_decoder_size.width:
+            raise NovaError(
+                f"temporal_encoder {self.temporal_encoder!r} and spatial_decoder "
+                f"{self.spatial_decoder!r} must have the same width"
+            )
+        if self.spatial_decoder_size.depth < 2:
+            raise NovaError(
+                f"spatial_decoder {self.spatial_decoder!r} must have a depth of at least 2"
+            )
+        self.diffusion_head_size  # noqa: B018  parses, or raises
+        if (self.text_dim is None) == (self.num_classes is None):
+            raise NovaError(
+                "set text_dim (text model) or num_classes (class model), one of the two"
+            )
+        if self.text_dim is not None and not (self.text_length and 0 < self.text_length <= 512):
+            raise NovaError(f"text_length is {self.text_length}; a text model needs 1 to 512")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NovaConfig":
+        """Builds a config from plain values; lists stand for tuples.
+
+        Raises:
+            NovaError: on an unknown or missing key, a wrong type or an impossible size.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        if unknown := sorted(set(values) - names):
+            raise NovaError(
+                f"unknown model option {unknown[0]!r}; known: {', '.join(sorted(names))}"
+            )
+        if missing := sorted(required - set(values)):
+            raise NovaError(f"model option {missing[0]!r} is missing")
+        options: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that ``from_dict`` reads back, ready for JSON."""
+        values = dataclasses.asdict(self)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @property
+    def temporal_encoder_size(self) -> StageSize:
+        """Depth and width of the temporal encoder."""
+        return StageSize.parse(self.temporal_encoder, "vit")
+
+    @property
+    def spatial_decoder_size(self) -> StageSize:
+        """Depth and width of the spatial decoder."""
+        return StageSize.parse(self.spatial_decoder, "vit")
+
+    @property
+    def diffusion_head_size(self) -> StageSize:
+        """Depth and width of the diffusion head."""
+        return StageSize.parse(self.diffusion_head, "mlp")
+
+    @property
+    def width(self) -> int:
+        """D, width of both transformers."""
+        return self.spatial_decoder_size.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W), spatial tokens of a frame by row and column."""
+        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
+
+    @property
+    def temporal_grid(self) -> tuple[int, int]:
+        """Temporal tokens of a frame by row and column."""
+        return self.grid[0] // 2, self.grid[1] // 2
+
+    @property
+    def num_tokens(self) -> int:
+        """N, spatial tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def indicator_tokens(self) -> int:
+        """M, temporal tokens (indicator features) of a frame."""
+        return self.temporal_grid[0] * self.temporal_grid[1]
+
+    @property
+    def token_dim(self) -> int:
+        """Latent values of a spatial token, C·p·p."""
+        return self.latent_channels * self.patch_size**2
+
+    @property
+    def max_visible_tokens(self) -> int:
+        """Most visible tokens of a frame in training, 30 % of N: the static padded length."""
+        return math.ceil(0.3 * self.num_tokens)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the model has motion tokens and was meant for more than one frame."""
+        return self.frames > 1
+
+
+def _check_types(config: NovaConfig) -> None:
+    """Raises NovaError where a field's value is not of its declared type."""
+    for name, hint in typing.get_type_hints(NovaConfig).items():
+        value = getattr(config, name)
+        if hint == tuple[int, int]:
+            good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
+        else:
+            good = type(value) in (typing.get_args(hint) or (hint,))
+        if not good:
+            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+            raise NovaError(f"model option {name!r} is {value!r}; it must be {wanted}")

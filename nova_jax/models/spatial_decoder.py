@@ -1,0 +1,113 @@
+"""The spatial decoder: a masked autoencoder that sees some tokens of a frame and describes all.
+
+Section 3.3 of the paper (spatial autoregressive modelling, set by set). Tokens come in
+*reveal order*: a sample's permutation is fixed, so its visible tokens are always a prefix.
+
+Dimensions: B frames, N tokens of a frame, V ≤ N padded visible tokens, M indicator features,
+P values of a token, D width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from nova_jax.models.attention import transformer
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.embeddings import grid_positions, rotary_angles, space_embedding
+from nova_jax.models.layers import LayerNorm, linear
+
+
+class SpatialDecoder(nnx.Module):
+    """First half of the blocks on visible tokens only, second half on all tokens."""
+
+    def __init__(
+        self,
+        config: NovaConfig,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        remat: bool = False,
+        unroll: int = 1,
+    ):
+        size, width = config.spatial_decoder_size, config.width
+        self.config, self.dtype = config, dtype
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        self.patch_embed = linear(config.token_dim, width, (None, "embed"), **options)
+        self.mask_token = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (width,)), logical_axes=("embed",)
+        )
+        halves = (size.depth // 2, size.depth - size.depth // 2)
+        options |= {"remat": remat, "unroll": unroll}
+        self.encoder_blocks = transformer(size, halves[0], **options)
+        self.decoder_blocks = transformer(size, halves[1], **options)
+        self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
+
+    def space(self, order: Int[Array, "b n"]) -> Float[Array, "b n d"] | None:
+        """Sine-cosine positions in reveal order, None for a rotary model."""
+        if self.config.rotary:
+            return None
+        table = jnp.asarray(space_embedding(self.config.grid, self.config.width))
+        return table[order].astype(self.dtype)
+
+    def rotary(self, order: Int[Array, "b n"]) -> Float[Array, "b s d/2"] | None:
+        """Rotary angles of the M indicator features, at the origin, and of tokens in order."""
+        if not self.config.rotary:
+            return None
+        positions = jnp.asarray(grid_positions(self.config.grid))[order]
+        positions = jnp.pad(positions, ((0, 0), (self.config.indicator_tokens, 0), (0, 0)))
+        return rotary_angles(positions, self.config.spatial_decoder_size.head_dim)
+
+    def mask_tokens(self, order: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        """The learned mask token with positions, for every place of the frame."""
+        mask = self.mask_token[None, None].astype(self.dtype)
+        space = self.space(order)
+        if space is None:
+            return jnp.broadcast_to(mask, (*order.shape, mask.shape[-1]))
+        return mask + space
+
+    def embed_visible(
+        self, visible: Float[Array, "b v p"], order: Int[Array, "b n"]
+    ) -> Float[Array, "b v d"]:
+        """Embeds the first V tokens in reveal order and adds their positions."""
+        x = self.patch_embed(visible)
+        space = self.space(order[:, : visible.shape[1]])
+        return x if space is None else x + space
+
+    def key_mask(self, padded: int, num_visible: Int[Array, ""] | int) -> Bool[Array, "1 1 s"]:
+        """True for the M indicator features and the real ones among the padded visible tokens."""
+        tokens = self.config.indicator_tokens
+        return (jnp.arange(tokens + padded) < tokens + num_visible)[None, None]
+
+    def __call__(
+        self,
+        visible: Float[Array, "b v p"],
+        num_visible: Int[Array, ""] | int,
+        order: Int[Array, "b n"],
+        indicators: Float[Array, "b m d"],
+    ) -> Float[Array, "b n d"]:
+        """Features of all N tokens, in reveal order.
+
+        Args:
+            visible: the first V tokens in reveal order; those from `num_visible` on are padding.
+            num_visible: how many are visible.
+            order: reveal order, a permutation of the row-major token indices.
+            indicators: the temporal encoder's features of this frame.
+        """
+        m, v = indicators.shape[1], visible.shape[1]
+        x, rotary = self.mask_tokens(order), self.rotary(order)
+        if v > 0:
+            seen = jnp.concatenate([indicators, self.embed_visible(visible, order)], axis=1)
+            rotary_seen = None if rotary is None else rotary[:, : m + v]
+            seen, _ = self.encoder_blocks(seen, rotary_seen, self.key_mask(v, num_visible))
+            indicators = seen[:, :m]
+            is_visible = (jnp.arange(v) < num_visible)[None, :, None]
+            x = jnp.concatenate([jnp.where(is_visible, seen[:, m:], x[:, :v]), x[:, v:]], axis=1)
+        else:
+            rotary_seen = None if rotary is None else rotary[:, :m]
+            indicators, _ = self.encoder_blocks(indicators, rotary_seen, None)
+        x, _ = self.decoder_blocks(jnp.concatenate([indicators, x], axis=1), rotary, None)
+        return self.norm(x[:, m:])

@@ -1,0 +1,186 @@
+"""The temporal encoder: from the text and the frames before t to indicator features of frame t.
+
+Section 3.2 of the paper (temporal autoregressive modelling, frame by frame).
+
+Dimensions: B videos, T frames, h×w latent size, C latent channels, M temporal tokens a frame,
+L condition tokens, D width.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from nova_jax.models.attention import KVCache, block_causal_mask, transformer
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
+from nova_jax.models.layers import LayerNorm, linear, patchify
+
+
+class Mixer(nnx.Module):
+    """Scaling-and-shift layer: frame t's features modulate frame 0's (section 3.3).
+
+    (scale, shift) = Linear(Lowrank(SiLU(c_t)));  indicator_t = a · (1 + scale) + shift
+    """
+
+    def __init__(self, width: int, rank: int | None, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.lowrank = (
+            linear(width, rank, ("embed", None), bias=False, dtype=dtype, rngs=rngs)
+            if rank
+            else None
+        )
+        # Starts at scale = shift = 0: every frame is first asked to look like frame 0.
+        self.projection = linear(
+            rank or width,
+            2 * width,
+            (None, "embed"),
+            kernel_init=nnx.initializers.zeros,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, anchor: Float[Array, "*#b m d"], features: Float[Array, "*b m d"]
+    ) -> Float[Array, "*b m d"]:
+        """Indicator features of frames t > 0 from frame 0's (`anchor`) and their own."""
+        hidden = jax.nn.silu(features)
+        hidden = hidden if self.lowrank is None else self.lowrank(hidden)
+        scale, shift = jnp.split(self.projection(hidden), 2, axis=-1)
+        return anchor * (1 + scale) + shift
+
+
+class TemporalEncoder(nnx.Module):
+    """A transformer over frames, bidirectional inside a frame and causal between frames."""
+
+    def __init__(
+        self,
+        config: NovaConfig,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        remat: bool = False,
+        unroll: int = 1,
+    ):
+        size, width = config.temporal_encoder_size, config.width
+        patch_dim = config.latent_channels * (2 * config.patch_size) ** 2
+        self.config = config
+        self.dtype = dtype
+        self.patch_embed = linear(patch_dim, width, (None, "embed"), dtype=dtype, rngs=rngs)
+        self.time_embed = (
+            None
+            if config.rotary
+            else TimeEmbed(width, config.frames, dtype=dtype, rngs=rngs)
+        )
+        self.bos_token = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (width,)), logical_axes=("embed",)
+        )
+        self.blocks = transformer(
+            size, size.depth, dtype=dtype, rngs=rngs, remat=remat, unroll=unroll
+        )
+        self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
+        has_mixer = bool(config.mixer_rank)
+        rank = max(config.mixer_rank or 0, 0)
+        self.mixer = Mixer(width, rank, dtype=dtype, rngs=rngs) if has_mixer else None
+
+    def embed_frames(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t m d"]:
+        """Patch embedding of frames, without positions."""
+        return self.patch_embed(patchify(latents, 2 * self.config.patch_size))
+
+    def begin_of_video(self, batch: int) -> Float[Array, "b 1 m d"]:
+        """The learned token that stands where frame 0 has no frame before it."""
+        shape = (batch, 1, self.config.indicator_tokens, self.config.width)
+        return jnp.broadcast_to(self.bos_token[None, None, None].astype(self.dtype), shape)
+
+    def add_positions(
+        self, slots: Float[Array, "b t m d"], frames: int, first: int | Array = 0
+    ) -> Float[Array, "b t m d"]:
+        """Adds time and space embeddings to the slots first.. of a video of `frames` frames."""
+        if self.time_embed is None:
+            return slots
+        time = jax.lax.dynamic_slice_in_dim(self.time_embed(frames), first, slots.shape[1])
+        space = jnp.asarray(space_embedding(self.config.temporal_grid, self.config.width))
+        return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
+
+    def rotary(self, slots: int, condition_tokens: int, first: int | Array = 0) -> Array | None:
+        """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
+        if not self.config.rotary:
+            return None
+        positions = jnp.asarray(grid_positions(self.config.temporal_grid))[None]
+        times = (first + jnp.arange(slots))[:, None, None] * jnp.asarray([[[1, 0, 0]]])
+        positions = rearrange(positions + times, "t m p -> (t m) p")
+        positions = jnp.pad(positions, ((condition_tokens, 0), (0, 0)))
+        return rotary_angles(positions[None], self.config.temporal_encoder_size.head_dim)
+
+    def mask(self, slots: int, condition_tokens: int) -> Array | None:
+        """The block-causal mask: the condition tokens and slot 0 are one block."""
+        if slots == 1:
+            return None
+        ids = np.repeat(np.arange(slots), self.config.indicator_tokens)
+        return jnp.asarray(block_causal_mask(np.pad(ids, (condition_tokens, 0))))[None]
+
+    def sequence(
+        self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
+    ) -> Float[Array, "b s d"]:
+        """What the first block sees: [condition | begin of video | frame 0 | … | frame T−2]."""
+        batch, frames = latents.shape[:2]
+        slots = self.begin_of_video(batch)
+        if frames > 1:
+            slots = jnp.concatenate([slots, self.embed_frames(latents[:, :-1])], axis=1)
+        slots = self.add_positions(slots, frames)
+        return jnp.concatenate([condition, rearrange(slots, "b t m d -> b (t m) d")], axis=1)
+
+    def mix(self, features: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:
+        """Applies the scaling-and-shift layer to frames 1.., where the model has one."""
+        if self.mixer is None or features.shape[1] == 1:
+            return features
+        anchor = features[:, :1]
+        return jnp.concatenate([anchor, self.mixer(anchor, features[:, 1:])], axis=1)
+
+    def __call__(
+        self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
+    ) -> Float[Array, "b t m d"]:
+        """Indicator features of all frames of a video at once (training)."""
+        frames, length = latents.shape[1], condition.shape[1]
+        x = self.sequence(latents, condition)
+        x, _ = self.blocks(x, self.rotary(frames, length), self.mask(frames, length))
+        features = self.norm(x[:, length:])
+        return self.mix(rearrange(features, "b (t m) d -> b t m d", t=frames))
+
+    def empty_cache(self, batch: int, frames: int, condition_tokens: int) -> KVCache:
+        """A cache for a video of `frames` frames."""
+        tokens = condition_tokens + frames * self.config.indicator_tokens
+        return KVCache.empty(self.config.temporal_encoder_size, batch, tokens, self.dtype)
+
+    def decode(
+        self,
+        slot: Float[Array, "b m d"],
+        condition: Float[Array, "b l d"] | None,
+        frame: Int[Array, ""],
+        cache: KVCache,
+    ) -> tuple[Float[Array, "b m d"], KVCache]:
+        """Features of one frame, before the mixer, given those before it (generation).
+
+        Args:
+            slot: the frame before, embedded, with positions.
+            condition: condition tokens, for frame 0 only.
+            frame: index of the frame.
+            cache: keys and values of everything before.
+
+        Returns:
+            The frame's features and the cache with the frame in it.
+        """
+        length = 0 if condition is None else condition.shape[1]
+        x = slot if condition is None else jnp.concatenate([condition, slot], axis=1)
+        new_length = cache.length + x.shape[1]
+        mask = (jnp.arange(cache.key.shape[2]) < new_length)[None, None]
+        x, (key, value) = self.blocks(
+            x,
+            self.rotary(1, length, frame),
+            mask,
+            cache.length,
+            per_block=(cache.key, cache.value),
+        )
+        return self.norm(x[:, length:]), KVCache(key, value, new_length)
