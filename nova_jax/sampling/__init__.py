@@ -1,0 +1,1 @@
+"""Drawing samples: schedules, guidance, reveal order, frame-by-frame generation."""

@@ -1,0 +1,306 @@
+"""Generation frame by frame, each frame set by set (paper, sections 3.2 to 3.4).
+
+For each frame: one pass of the temporal encoder over the frame before it, with a key-value
+cache, then K AR steps of the spatial decoder and the diffusion head. Three compiled programs do
+it: the temporal encoder on frame 0 and the conditions, the same on any later frame, and a frame's
+whole set-by-set loop, without a word to the host in between.
+
+Dimensions: B samples, G guidance passes, T frames, N tokens of a frame, M indicator features.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from nova_jax.errors import NovaError
+from nova_jax.models.attention import KVCache
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.layers import unpatchify
+from nova_jax.models.nova import Conditions, Nova
+from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
+from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
+from nova_jax.sampling.schedules import SamplingSteps, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How samples are drawn.
+
+    Attributes:
+        num_inference_steps: K, AR steps of a frame, 1 or more; steps that reveal no token drop.
+        num_diffusion_steps: S, diffusion steps of an AR step.
+        guidance: guidance options.
+        flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
+    """
+
+    num_inference_steps: int = 64
+    num_diffusion_steps: int = 25
+    guidance: GuidanceConfig = GuidanceConfig()
+    flow_shift: float | None = None
+
+
+def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
+    """The same conditions without text or class; motion stays."""
+    if config.num_classes is not None:
+        assert conditions.label is not None
+        return dataclasses.replace(
+            conditions, label=jnp.full_like(conditions.label, config.num_classes)
+        )
+    assert conditions.text_length is not None
+    return dataclasses.replace(conditions, text_length=jnp.zeros_like(conditions.text_length))
+
+
+def stack_passes(
+    conditions: Conditions, negative: Conditions, guidance: GuidanceConfig
+) -> Conditions:
+    """Conditions of all guidance passes, stacked on the batch axis."""
+    passes = [conditions, negative, negative][: guidance.passes]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *passes)
+
+
+def begin(
+    model: Nova,
+    conditions: Conditions,
+    cache: KVCache,
+    *,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, from the stacked conditions of all passes."""
+    encoder = model.temporal_encoder
+    condition = model.embed_conditions(conditions)
+    bare = encoder.begin_of_video(condition.shape[0])
+    slot = _without_frame(encoder.add_positions(bare, frames), bare, guidance)
+    return encoder.decode(slot[:, 0], condition, jnp.zeros((), jnp.int32), cache)
+
+
+def advance(
+    model: Nova,
+    latents: Float[Array, "b h w c"],
+    anchor: Float[Array, "gb m d"],
+    frame: Int[Array, ""],
+    cache: KVCache,
+    *,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Indicator features of frame 1 or later.
+
+    Args:
+        model: the transformer.
+        latents: the frame before.
+        anchor: frame 0's indicator features, which the mixer modulates.
+        frame: index of the frame.
+        cache: the temporal encoder's keys and values, guidance passes stacked on the batch axis.
+        guidance: the guidance options.
+        frames: T, frames of the whole video.
+    """
+    encoder = model.temporal_encoder
+    slot = encoder.add_positions(encoder.embed_frames(latents[:, None]), frames, frame)
+    slot = jnp.concatenate([slot] * guidance.passes, axis=0)
+    slot = _without_frame(slot, encoder.begin_of_video(slot.shape[0]), guidance)
+    features, cache = encoder.decode(slot[:, 0], None, frame, cache)
+    return features if encoder.mixer is None else encoder.mixer(anchor, features), cache
+
+
+def _without_frame(
+    slot: Float[Array, "gb 1 m d"], bare: Float[Array, "gb 1 m d"], guidance: GuidanceConfig
+) -> Float[Array, "gb 1 m d"]:
+    """Replaces the frame input of the second pass by the bare begin-of-video token."""
+    if guidance.passes < 3:
+        return slot
+    batch = slot.shape[0] // 3
+    return slot.at[batch : 2 * batch].set(bare[batch : 2 * batch])
+
+
+def draw_frame(
+    model: Nova,
+    indicators: Float[Array, "gb m d"],
+    order: Int[Array, "b n"],
+    noise: NoiseSource,
+    frame: int | Int[Array, ""],
+    sizes: Int[np.ndarray, "k"],
+    steps: SamplingSteps,
+    guidance: GuidanceConfig,
+) -> Float[Array, "b n p"]:
+    """Fills one frame set by set.
+
+    Args:
+        model: the transformer.
+        indicators: the temporal encoder's features, guidance passes stacked on the batch axis.
+        order: each sample's reveal order.
+        noise: the noise source.
+        frame: index among the generated frames, for the noise source.
+        sizes: tokens revealed at each AR step.
+        steps: the diffusion steps.
+        guidance: the guidance options.
+
+    Returns:
+        The frame's tokens in reveal order.
+    """
+    config, batch = model.config, order.shape[0]
+    total, kept = config.num_tokens, len(sizes)
+    orders = jnp.concatenate([order] * guidance.passes, axis=0)
+    buckets = bucket_steps(total, sizes)
+    # A padded set may reach past the frame's end; the room behind it takes the surplus.
+    room = max(bucket.width for bucket in buckets)
+    tokens = jnp.zeros((batch, total + room, config.token_dim))
+
+    for bucket in buckets:
+
+        def ar_step(
+            tokens: Array, row: tuple[Array, ...], bucket: Bucket = bucket
+        ) -> tuple[Array, None]:
+            step, start, count = row
+            visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
+            features = model.spatial_decoder(visible, start, orders, indicators)
+            features = jnp.pad(features, ((0, 0), (0, bucket.width), (0, 0)))
+            features = jax.lax.dynamic_slice_in_dim(features, start, bucket.width, axis=1)
+            scale = guidance.scale_at(step, kept)
+            drawn = denoise_set(
+                model.diffusion_head,
+                features,
+                noise,
+                frame,
+                step,
+                start,
+                count,
+                steps,
+                guidance,
+                scale,
+            )
+            return jax.lax.dynamic_update_slice_in_dim(tokens, drawn, start, axis=1), None
+
+        indices = bucket.first + np.arange(len(bucket.counts))
+        rows = (indices, np.asarray(bucket.starts), np.asarray(bucket.counts))
+        tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, rows))
+    return tokens[:, :total]
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "guidance", "frames"), donate_argnames=("cache",)
+)
+def _begin_program(graph: Any, params: Any, conditions: Any, cache: Any, **options: Any) -> Any:
+    return begin(nnx.merge(graph, params), conditions, cache, **options)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "guidance", "frames"), donate_argnames=("cache",)
+)
+def _advance_program(
+    graph: Any, params: Any, latents: Any, anchor: Any, frame: Any, cache: Any, **options: Any
+) -> Any:
+    return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config"))
+def _draw_program(
+    graph: Any,
+    params: Any,
+    indicators: Any,
+    order: Any,
+    noise: NoiseSource,
+    frame: Any,
+    *,
+    schedule: Schedule,
+    config: SamplingConfig,
+) -> Float[Array, "b h w c"]:
+    model: Nova = nnx.merge(graph, params)
+    sizes = set_sizes(model.config.num_tokens, config.num_inference_steps)
+    steps = schedule.sampling_steps(config.num_diffusion_steps, config.flow_shift)
+    tokens = draw_frame(model, indicators, order, noise, frame, sizes, steps, config.guidance)
+    tokens = to_row_major(tokens, order)
+    return unpatchify(tokens, model.config.patch_size, model.config.grid)
+
+
+def generate(
+    model: Nova,
+    schedule: Schedule,
+    conditions: Conditions,
+    *,
+    frames: int,
+    config: SamplingConfig,
+    keys: Key[Array, "b"],
+    negative: Conditions | None = None,
+    image_latent: Float[Array, "b h w c"] | None = None,
+    order: Int[Array, "b n"] | None = None,
+    noise: NoiseSource | None = None,
+    on_frame: Callable[[int], None] | None = None,
+) -> Float[Array, "b t h w c"]:
+    """Draws images (one frame) or videos.
+
+    Args:
+        model: the transformer.
+        schedule: the diffusion schedule it was trained with.
+        conditions: one row a sample.
+        frames: T, latent frames; may exceed the length the model was trained with.
+        config: sampling options.
+        keys: one random key a sample; all of a sample's randomness comes from its own key.
+        negative: conditions of the unconditional passes; by default no text, no class.
+        image_latent: latent of frame 0, which is then kept and not drawn.
+        order: reveal orders, drawn from the keys by default.
+        noise: noise source, drawn from the keys by default.
+        on_frame: called with the number of finished frames after each.
+
+    Returns:
+        Latents, float32.
+
+    Raises:
+        NovaError: if `frames` is not positive or `image_latent` has another shape than a frame.
+    """
+    size, guidance = model.config, config.guidance
+    if frames < 1:
+        raise NovaError(f"frames is {frames}; a video has at least 1")
+    batch = keys.shape[0]
+    shape = (batch, *size.latent_size, size.latent_channels)
+    if image_latent is not None and image_latent.shape != shape:
+        raise NovaError(f"image_latent has shape {image_latent.shape}; this model needs {shape}")
+    order_keys, noise_keys = _split_keys(keys)
+    order = reveal_order(order_keys, size.num_tokens) if order is None else order
+    noise = KeyedNoise(noise_keys, size.num_tokens, size.token_dim) if noise is None else noise
+    negative = unconditional(conditions, size) if negative is None else negative
+    stacked = stack_passes(conditions, negative, guidance)
+
+    condition_tokens = size.text_length or 1
+    if size.is_video and conditions.flow is not None:
+        condition_tokens += 2
+    passes = guidance.passes * batch
+    cache = model.temporal_encoder.empty_cache(passes, frames, condition_tokens)
+    graph, params = nnx.split(model)
+    options = {"guidance": guidance, "frames": frames}
+    video: list[Array] = []
+    for frame in range(frames):
+        if frame == 0:
+            anchor, cache = _begin_program(graph, params, stacked, cache, **options)
+            indicators = anchor
+        else:
+            indicators, cache = _advance_program(
+                graph, params, video[-1], anchor, jnp.asarray(frame), cache, **options
+            )
+        if frame == 0 and image_latent is not None:
+            latents = jnp.asarray(image_latent, jnp.float32)
+        else:
+            drawn = jnp.asarray(frame - (image_latent is not None))
+            latents = _draw_program(
+                graph, params, indicators, order, noise, drawn, schedule=schedule, config=config
+            )
+        video.append(latents)
+        if on_frame is not None:
+            jax.block_until_ready(latents)
+            on_frame(frame + 1)
+    return jnp.stack(video, axis=1)
+
+
+@jax.jit
+def _split_keys(keys: Key[Array, "b"]) -> tuple[Key[Array, "b"], Key[Array, "b"]]:
+    """Keys of the reveal order and of the noise."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return fold(keys, 0), fold(keys, 1)

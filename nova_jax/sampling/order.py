@@ -1,0 +1,102 @@
+"""The order in which a frame's tokens are revealed, and how AR steps are grouped into programs.
+
+A sample has one random permutation of its N tokens for all its frames. Laid out in that order,
+the visible tokens are a prefix and the set to predict is a slice, at every AR step.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from nova_jax.errors import NovaError
+
+
+def reveal_order(keys: Key[Array, "b"], num_tokens: int) -> Int[Array, "b n"]:
+    """A random permutation of the token indices for each key."""
+    draw = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))
+    return jnp.argsort(draw(keys), axis=1).astype(jnp.int32)
+
+
+def to_reveal_order(
+    tokens: Float[Array, "b n p"], order: Int[Array, "b n"]
+) -> Float[Array, "b n p"]:
+    """Row-major tokens in reveal order."""
+    return jnp.take_along_axis(tokens, order[..., None], axis=1)
+
+
+def to_row_major(
+    tokens: Float[Array, "b n p"], order: Int[Array, "b n"]
+) -> Float[Array, "b n p"]:
+    """The inverse of `to_reveal_order`."""
+    return jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None], axis=1)
+
+
+def set_sizes(num_tokens: int, num_steps: int) -> Int[np.ndarray, "k"]:
+    """Tokens revealed at each AR step: after step k of K, N·cos(π/2 · k/K) are still masked.
+
+    Cosine schedule of MaskGIT (arXiv 2202.04200, section 3.3), rounded half to even. Steps that
+    would reveal none are dropped.
+
+    Raises:
+        NovaError: if `num_steps` is not positive.
+    """
+    if num_steps < 1:
+        raise NovaError(f"num_inference_steps is {num_steps}; it must be at least 1")
+    progress = np.arange(num_steps + 1) / num_steps
+    masked = np.round(num_tokens * np.cos(0.5 * np.pi * progress)).astype(int)
+    sizes = masked[:-1] - masked[1:]
+    return sizes[sizes > 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """Consecutive AR steps that share one compiled body, padded to the largest among them.
+
+    Attributes:
+        first: index of the first step.
+        starts: tokens visible before each step.
+        counts: tokens each step reveals.
+    """
+
+    first: int
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def prefix(self) -> int:
+        """Padded number of visible tokens."""
+        return self.starts[-1]
+
+    @property
+    def width(self) -> int:
+        """Padded number of tokens in a set."""
+        return max(self.counts)
+
+    @property
+    def padding(self) -> int:
+        """Tokens computed for nothing, over all steps, in the prefix and in the set."""
+        steps = len(self.starts)
+        return steps * (self.prefix + self.width) - sum(self.starts) - sum(self.counts)
+
+
+def bucket_steps(num_tokens: int, sizes: Int[np.ndarray, "k"], waste: float = 0.05) -> list[Bucket]:
+    """Groups AR steps greedily so that padding stays within `waste` of a step's N tokens.
+
+    Small frames are given 8 tokens of padding a step: there, programs cost more than tokens.
+    """
+    allowed = max(waste * num_tokens, 8)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    buckets: list[Bucket] = []
+    for step, (start, count) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        if buckets:
+            last = buckets[-1]
+            grown = Bucket(last.first, (*last.starts, start), (*last.counts, count))
+            # Step 0 sees no token and has a body of its own.
+            if last.prefix > 0 and grown.padding <= allowed * len(grown.starts):
+                buckets[-1] = grown
+                continue
+        buckets.append(Bucket(step, (start,), (count,)))
+    return buckets
