@@ -1,0 +1,1 @@
+"""What training sees: sources of captioned clips, and the pipeline that turns them into batches."""

@@ -1,0 +1,193 @@
+"""The Grain pipeline: shuffled, sharded, prefetched batches, at a position that can be saved.
+
+A batch is a function of its number: a permutation of the clips (a new one for each epoch) says
+which clips it holds, a generator seeded by its number makes its random choices. Threads and worker
+processes only decide who computes it, so the stream does not depend on them, and a position is one
+number. All clips of a batch are rendered together.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
+from nova_jax.data.transforms import ChooseCaptions, Encode
+from nova_jax.errors import NovaError
+
+
+class ClipSource(Protocol):
+    """Random access to captioned clips, many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Clips: "frames" uint8 [B, F, H, W, 3], "caption" and "short_caption" (B strings each),
+        "flow" and "fps" float32 [B]."""
+
+    def images(self) -> Self:
+        """A source of pictures, that is, of clips with one frame."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How clips become batches.
+
+    Attributes:
+      batch_size, image_batch_size: clips of a video batch and pictures of an image batch, over all
+        processes; each process gets its equal share.
+      video_fraction: share of batches that are videos; they alternate in a fixed pattern.
+      text_dropout: probability that a sample's caption is dropped.
+      short_caption_fraction: probability of the short caption.
+      seed: of the order and of the random choices.
+      prefetch: batches held ready, in each worker; 0 computes them on demand.
+      num_workers: processes that prepare batches; 0 uses one thread of this process.
+    """
+
+    batch_size: int = 32
+    image_batch_size: int = 32
+    video_fraction: float = 0.75
+    text_dropout: float = 0.1
+    short_caption_fraction: float = 0.3
+    seed: int = 0
+    prefetch: int = 4
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "image_batch_size"):
+            if getattr(self, name) < 1:
+                raise NovaError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("video_fraction", "text_dropout", "short_caption_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise NovaError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        for name in ("seed", "prefetch", "num_workers"):
+            if getattr(self, name) < 0:
+                raise NovaError(f"{name} must not be negative, not {getattr(self, name)}")
+
+
+def make_iterator(
+    source: ClipSource,
+    config: DataConfig,
+    codec: VideoCodec,
+    text_encoder: TextEncoder,
+    text_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    keep_captions: bool = False,
+) -> grain.DatasetIterator:
+    """Returns an endless iterator of training batches.
+
+    Each batch is a dict of NumPy arrays, the share of one process:
+      latents: float32 [B, T, h, w, C], T = 1 for a batch of pictures.
+      text: float32 [B, L, d]; text_length: int32 [B], 0 where the caption was dropped.
+      flow: float32 [B], measured, in pixels per frame; fps: float32 [B].
+    With `keep_captions` also caption (list of strings) and dropped (bool [B]).
+
+    `get_state()` and `set_state()` save and restore the position: the batches after it are the same
+    to the bit. Process p of P takes every P-th clip of one shuffled stream, so that processes never
+    share a clip, and together see what one process alone would.
+
+    Raises:
+      NovaError: a batch size that the processes cannot share equally.
+    """
+    kinds = [
+        (source, config.batch_size, config.video_fraction, "batch_size"),
+        (source, config.image_batch_size, 1 - config.video_fraction, "image_batch_size"),
+    ]
+    streams, weights = [], []
+    for kind, (clips, size, weight, name) in enumerate(kinds):
+        if not weight:
+            continue
+        if kind == 1:
+            clips = source.images()
+        seeds = np.random.SeedSequence([config.seed, kind]).generate_state(1 + process_count)
+        order = grain.MapDataset.range(len(clips)).shuffle(seed=int(seeds[0])).repeat()
+        indices = order[process_index::process_count].batch(_share(size, process_count, name))
+        choose = ChooseCaptions(
+            short_fraction=config.short_caption_fraction, dropout=config.text_dropout
+        )
+        streams.append(
+            indices.map(clips.batch).random_map(choose, seed=int(seeds[1 + process_index]))
+        )
+        weights.append(weight)
+    batches = grain.MapDataset.mix(streams, weights).map(
+        Encode(
+            codec=codec,
+            text_encoder=text_encoder,
+            text_length=text_length,
+            keep_captions=keep_captions,
+        )
+    )
+    return _iterate(batches, config)
+
+
+def make_evaluation_iterator(
+    source: ClipSource,
+    config: DataConfig,
+    codec: VideoCodec,
+    text_encoder: TextEncoder,
+    text_length: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    *,
+    keep_captions: bool = False,
+) -> grain.DatasetIterator:
+    """Returns an iterator over a source, once, in order: long captions, none dropped, no pictures.
+
+    Batches are those of `make_iterator`, of `config.batch_size` clips; a last part of a batch is
+    left out, so that every batch has one shape.
+
+    Raises:
+      NovaError: a batch size that the processes cannot share equally, or too few clips for a batch.
+    """
+    share = _share(config.batch_size, process_count, "batch_size")
+    if len(source) < config.batch_size:
+        raise NovaError(
+            f"{len(source)} clips do not fill a batch of {config.batch_size}; make batch_size "
+            "smaller or num_clips larger"
+        )
+    indices = grain.MapDataset.range(len(source) // config.batch_size * config.batch_size)
+    batches = (
+        indices[process_index::process_count]
+        .batch(share)
+        .map(source.batch)
+        .map(
+            Encode(
+                codec=codec,
+                text_encoder=text_encoder,
+                text_length=text_length,
+                keep_captions=keep_captions,
+            )
+        )
+    )
+    return _iterate(batches, config)
+
+
+def _share(size: int, process_count: int, name: str) -> int:
+    if size % process_count:
+        raise NovaError(
+            f"{name} {size} is not divisible by {process_count} processes; choose a multiple"
+        )
+    return size // process_count
+
+
+def _iterate(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
+    # One thread: NumPy and OpenCV let go of the interpreter too seldom for more to help.
+    threads = min(config.prefetch, 1)
+    dataset = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.prefetch)
+    )
+    if config.num_workers:
+        # Grain's workers read absl flags; where no command has parsed any, the defaults hold.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=config.num_workers, per_worker_buffer_size=max(config.prefetch, 1)
+            )
+        )
+    return iter(dataset)

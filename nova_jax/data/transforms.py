@@ -1,0 +1,70 @@
+"""From clips as a source gives them to the arrays a training step takes.
+
+Letters in shapes:
+
+    B clips   F pixel frames   T latent frames   h, w, C latent   L text rows   d text width
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
+from nova_jax.codecs.pixels import to_float
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChooseCaptions:
+    """Takes the short caption with probability `short_fraction`; drops it with `dropout`.
+
+    A dropped caption is the empty string: no text rows, which is what the model learns the
+    unconditional case from (classifier-free guidance). The choices are drawn for each pass over the
+    data anew, from the generator that belongs to the batch's place in the stream.
+    """
+
+    short_fraction: float
+    dropout: float
+
+    def __call__(self, clips: Batch, rng: np.random.Generator) -> Batch:
+        """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B])."""
+        short, dropped = rng.random((2, len(clips["caption"]))) < np.array(
+            [[self.short_fraction], [self.dropout]]
+        )
+        forms = zip(clips["caption"], clips["short_caption"], short, strict=True)
+        return clips | {
+            "caption": [brief if use else full for full, brief, use in forms],
+            "dropped": dropped,
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Pixels to latents and captions to text features.
+
+    With `keep_captions` the batch also has "caption" (list of B strings) and "dropped" (bool [B]),
+    for people to read: jitted functions do not take strings.
+    """
+
+    codec: VideoCodec
+    text_encoder: TextEncoder
+    text_length: int
+    keep_captions: bool = False
+
+    def __call__(self, clips: Batch) -> Batch:
+        """Returns "latents" [B, T, h, w, C], "text" [B, L, d], "text_length", "flow", "fps" [B]."""
+        dropped = clips.get("dropped", np.zeros(len(clips["caption"]), bool))
+        shown = ["" if drop else text for text, drop in zip(clips["caption"], dropped, strict=True)]
+        text, lengths = self.text_encoder.encode(shown, self.text_length)
+        batch = {
+            "latents": np.asarray(self.codec.encode(to_float(clips["frames"])), np.float32),
+            "text": text,
+            "text_length": lengths,
+            "flow": clips["flow"],
+            "fps": clips["fps"],
+        }
+        if self.keep_captions:
+            batch |= {"caption": clips["caption"], "dropped": dropped}
+        return batch

@@ -1,0 +1,189 @@
+"""The stream of batches: complete, resumable, and the same whoever computes it."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from nova_jax.codecs.hashed_text import HashedTextEncoder
+from nova_jax.codecs.pixels import PixelCodec, to_float
+from nova_jax.data.captions import MAX_WORDS
+from nova_jax.data.digits import DigitsConfig, DigitsSource
+from nova_jax.data.pipeline import DataConfig, make_evaluation_iterator, make_iterator
+from nova_jax.errors import NovaError
+
+SOURCE = DigitsSource(DigitsConfig(num_clips=48, frames=3))
+CONFIG = DataConfig(batch_size=8, image_batch_size=16, prefetch=0)
+
+
+def stream(config=CONFIG, *process, make=make_iterator, source=SOURCE):
+    return make(
+        source,
+        config,
+        PixelCodec(),
+        HashedTextEncoder(dim=16),
+        MAX_WORDS,
+        *process,
+        keep_captions=True,
+    )
+
+
+def take(iterator, count):
+    with contextlib.closing(iterator):
+        return [next(iterator) for _ in range(count)]
+
+
+def assert_same(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def clips_of(batches):
+    """How often each clip of `SOURCE` is in the batches."""
+    known = {
+        PixelCodec().encode(to_float(clip["frames"])).tobytes(): i for i, clip in enumerate(SOURCE)
+    }
+    counts = np.zeros(len(SOURCE), int)
+    for batch in batches:
+        for latents in batch["latents"]:
+            counts[known[latents.tobytes()]] += 1
+    return counts
+
+
+def test_batches_have_the_promised_form():
+    batches = take(stream(), 8)
+    sizes = {(batch["latents"].shape, batch["text"].shape) for batch in batches}
+    assert sizes == {((8, 3, 24, 24, 3), (8, 16, 16)), ((16, 1, 24, 24, 3), (16, 16, 16))}
+    for batch in batches:
+        assert {name: str(batch[name].dtype) for name in ("latents", "text", "flow", "fps")} == {
+            "latents": "float32", "text": "float32", "flow": "float32", "fps": "float32",
+        }  # fmt: skip
+        assert batch["text_length"].dtype == np.int32
+    without = next(make_iterator(SOURCE, CONFIG, PixelCodec(), HashedTextEncoder(dim=16), 4))
+    assert without.keys() == {"latents", "text", "text_length", "flow", "fps"}
+
+
+def test_videos_and_pictures_keep_their_ratio():
+    kinds = [batch["latents"].shape[1] for batch in take(stream(), 40)]
+    assert kinds.count(3) == 30 and kinds.count(1) == 10
+    only = dataclasses.replace(CONFIG, video_fraction=1.0)
+    assert {batch["latents"].shape[1] for batch in take(stream(only), 8)} == {3}
+    none = dataclasses.replace(CONFIG, video_fraction=0.0)
+    assert {batch["latents"].shape[1] for batch in take(stream(none), 8)} == {1}
+
+
+def test_each_epoch_has_every_clip_once_in_a_new_order():
+    batches = take(stream(dataclasses.replace(CONFIG, video_fraction=1.0)), 12)
+    assert (clips_of(batches[:6]) == 1).all() and (clips_of(batches[6:]) == 1).all()
+    assert any(
+        (a["latents"] != b["latents"]).any() for a, b in zip(batches[:6], batches[6:], strict=True)
+    )
+
+
+def test_processes_share_the_stream_without_overlap():
+    config = dataclasses.replace(CONFIG, video_fraction=1.0)
+    whole = take(stream(config), 6)
+    parts = [take(stream(config, index, 4), 6) for index in range(4)]
+    assert {batch["latents"].shape[0] for part in parts for batch in part} == {2}
+    for step in range(6):
+        together = clips_of([part[step] for part in parts])
+        np.testing.assert_array_equal(together, clips_of(whole[step : step + 1]))
+
+
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_a_saved_position_continues_exactly(prefetch):
+    config = dataclasses.replace(CONFIG, prefetch=prefetch)
+    iterator = stream(config)
+    for _ in range(5):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 9)
+    fresh = stream(config)
+    fresh.set_state(state)
+    assert_same(take(fresh, 9), expected)
+
+
+def test_prefetching_does_not_change_the_stream():
+    assert_same(take(stream(), 10), take(stream(dataclasses.replace(CONFIG, prefetch=4)), 10))
+
+
+def test_worker_processes_do_not_change_the_stream():
+    workers = dataclasses.replace(CONFIG, num_workers=1)
+    iterator = stream(workers)
+    first = [next(iterator) for _ in range(3)]
+    state = iterator.get_state()
+    rest = take(iterator, 3)
+    expected = take(stream(), 6)
+    assert_same(first + rest, expected)
+    fresh = stream(workers)
+    fresh.set_state(state)
+    assert_same(take(fresh, 3), expected[3:])
+
+
+def test_seeds_differ():
+    other = take(stream(dataclasses.replace(CONFIG, seed=1)), 1)[0]
+    assert (take(stream(), 1)[0]["latents"] != other["latents"]).any()
+
+
+def test_captions_are_dropped_and_shortened_as_often_as_asked():
+    config = dataclasses.replace(CONFIG, text_dropout=0.25, short_caption_fraction=0.5)
+    batches = take(stream(config), 100)
+    dropped = np.concatenate([batch["dropped"] for batch in batches])
+    lengths = np.concatenate([batch["text_length"] for batch in batches])
+    np.testing.assert_array_equal(lengths == 0, dropped)
+    assert abs(dropped.mean() - 0.25) < 0.05
+    for batch in batches:
+        assert not batch["text"][batch["dropped"]].any()
+    short = {clip["short_caption"] for clip in SOURCE} | {
+        clip["short_caption"] for clip in SOURCE.images()
+    }
+    brief = [caption in short for batch in batches for caption in batch["caption"]]
+    assert abs(np.mean(brief) - 0.5) < 0.1
+
+
+def test_choices_are_drawn_anew_each_epoch():
+    config = dataclasses.replace(CONFIG, video_fraction=1.0, text_dropout=0.5, batch_size=48)
+    first, second = take(stream(config), 2)
+    assert (first["dropped"] != second["dropped"]).any()
+
+
+def test_evaluation_is_finite_in_order_and_complete():
+    held_out = DigitsSource(DigitsConfig(split="held_out", num_clips=20, frames=3))
+    batches = list(stream(make=make_evaluation_iterator, source=held_out))
+    assert [len(batch["latents"]) for batch in batches] == [8, 8]
+    captions = [caption for batch in batches for caption in batch["caption"]]
+    assert captions == held_out.batch(range(16))["caption"]
+    assert all((batch["text_length"] > 0).all() for batch in batches)
+    halves = [
+        list(stream(CONFIG, i, 2, make=make_evaluation_iterator, source=held_out)) for i in (0, 1)
+    ]
+    shared = [
+        text for pair in zip(*halves, strict=True) for batch in pair for text in batch["caption"]
+    ]
+    assert sorted(shared) == sorted(captions)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"video_fraction": 1.5}, "video_fraction"),
+        ({"text_dropout": -0.1}, "text_dropout"),
+        ({"num_workers": -1}, "num_workers"),
+    ],
+)
+def test_impossible_settings_are_named(settings, named):
+    with pytest.raises(NovaError, match=named):
+        DataConfig(**settings)
+
+
+def test_batches_that_cannot_be_shared_or_filled_are_refused():
+    with pytest.raises(NovaError, match="batch_size 8 is not divisible by 3"):
+        stream(CONFIG, 0, 3)
+    with pytest.raises(NovaError, match="48 clips do not fill a batch of 64"):
+        stream(dataclasses.replace(CONFIG, batch_size=64), make=make_evaluation_iterator)
