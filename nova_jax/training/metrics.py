@@ -1,0 +1,122 @@
+"""Where the numbers and pictures of a run go: metrics.jsonl, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from nova_jax.errors import NovaError
+from nova_jax.media import encode_gif, encode_png
+
+
+class MetricWriter:
+    """Writes scalars, pictures and videos of a run.
+
+    ``metrics.jsonl`` has a line for each set of scalars, with their step; it is always written.
+    A run that is taken up again at a step drops what was written of later ones.
+
+    Args:
+        workdir: of the run.
+        config: plain values, for Weights & Biases.
+        first_step: what was recorded of steps after this one is dropped.
+        tensorboard: also write event files to ``workdir/tensorboard``.
+        wandb_project: also log to this project.
+
+    Raises:
+        NovaError: if Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: Mapping[str, Any],
+        *,
+        first_step: int = 0,
+        tensorboard: bool = True,
+        wandb_project: str | None = None,
+    ):
+        self._run = None if wandb_project is None else _start_wandb(wandb_project, workdir, config)
+        file = workdir / "metrics.jsonl"
+        kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
+        file.write_text("".join(kept))
+        self._lines = file.open("a")
+        self._board = None
+        if tensorboard:
+            self._board = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+            )
+
+    def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Records numbers of one step as ``group/name``."""
+        named = {f"{group}/{name}": float(value) for name, value in values.items()}
+        self._lines.write(json.dumps({"step": step} | named) + "\n")
+        if self._board is not None:
+            for name, value in named.items():
+                self._board.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log(named, step=step)
+
+    def video(self, step: int, name: str, frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
+        """Records a clip, as a moving picture; one frame is a still one."""
+        still = len(frames) == 1
+        encoded = encode_png(frames[0]) if still else encode_gif(frames, fps)
+        if self._board is not None:
+            height, width = frames.shape[1:3]
+            image = Summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=encoded
+            )
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            self._board.file_writer.add_summary(summary, step)
+        if self._run is not None:
+            import wandb
+
+            media = (
+                wandb.Image(Image.fromarray(frames[0]))
+                if still
+                else wandb.Video(io.BytesIO(encoded), format="gif")
+            )
+            self._run.log({name: media}, step=step)
+
+    def flush(self) -> None:
+        """Brings everything to disk."""
+        self._lines.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes files and connections."""
+        self._lines.close()
+        if self._board is not None:
+            self._board.close()
+        if self._run is not None:
+            self._run.finish()
+
+
+def _lines(file: Path) -> list[str]:
+    """Whole lines; a run that was killed may have left half a line."""
+    with contextlib.suppress(FileNotFoundError):
+        return [line for line in file.read_text().splitlines(True) if line.endswith("}\n")]
+    return []
+
+
+def _start_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise NovaError(
+            "logging.wandb_project is set and wandb is not installed; "
+            "pip install 'nova_jax[wandb]', or leave wandb_project out"
+        ) from error
+    return wandb.init(
+        project=project, dir=str(workdir), config=dict(config), name=workdir.name, resume="allow"
+    )

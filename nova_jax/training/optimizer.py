@@ -1,0 +1,179 @@
+"""AdamW as NOVA uses it: which parameters are trained, which decay, and at what learning rate.
+
+Parameters are nested dicts of arrays (`nnx.to_pure_dict`); rules name them by dotted path, such as
+``temporal_encoder.blocks.attention.qkv.kernel``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+
+Params = Mapping[str, Any]
+
+# Parts that the recipe never trains (spec: paper section 3, released training code).
+_FROZEN = (r"text_embed\.norm\.", r"label_embed\.norm\.", r"motion_embed\.")
+# Parts that an image model has for the sake of the video model made from it.
+_FROZEN_IN_IMAGE_MODELS = (r"temporal_encoder\.time_embed\.", r"temporal_encoder\.patch_embed\.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate; the defaults are the released recipe.
+
+    Attributes:
+        learning_rate: the highest value, reached at the end of the warmup.
+        schedule: what follows the warmup: "constant"; "cosine", down to ``end_factor`` at the last
+            step; "multistep", multiplied by ``milestone_factor`` at each of ``milestones``.
+        warmup_steps: steps of linear growth; step i of w runs at (i + 1) / w.
+        end_factor: of "cosine": last learning rate as a fraction of the highest.
+        milestones: of "multistep": increasing step numbers.
+        milestone_factor: of "multistep".
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, times the learning rate; see `decays` for what it applies to.
+        clip_norm: largest global gradient norm, None for no clipping.
+        accumulate: batches whose gradients are averaged into one update.
+        freeze: regular expressions, matched from the start of a parameter's path, of what is not
+            trained; None for the recipe's own list, () to train everything.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine", "multistep"] = "constant"
+    warmup_steps: int = 0
+    end_factor: float = 0.0
+    milestones: tuple[int, ...] = ()
+    milestone_factor: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.02
+    clip_norm: float | None = None
+    accumulate: int = 1
+    freeze: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise NovaError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
+        if self.warmup_steps < 0:
+            raise NovaError(f"optimizer.warmup_steps is {self.warmup_steps}; it cannot be negative")
+        if self.accumulate < 1:
+            raise NovaError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise NovaError(f"optimizer.clip_norm is {self.clip_norm}; use None for no clipping")
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise NovaError(
+                "optimizer.milestones belong to optimizer.schedule 'multistep'; set both"
+            )
+        if list(self.milestones) != sorted({m for m in self.milestones if m > self.warmup_steps}):
+            raise NovaError(
+                f"optimizer.milestones {self.milestones} must increase and lie after the warmup"
+            )
+        for pattern in self.freeze or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise NovaError(f"optimizer.freeze: {pattern!r} is no pattern: {error}") from error
+
+
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate at each training step (batch), for a run of ``steps`` steps."""
+    if config.schedule == "cosine":
+        if steps <= config.warmup_steps:
+            raise NovaError(
+                f"optimizer.warmup_steps {config.warmup_steps} leave nothing of the {steps} steps; "
+                "lower it or raise steps"
+            )
+        decay = optax.cosine_decay_schedule(1.0, steps - config.warmup_steps, config.end_factor)
+    else:
+        # Milestones count from the first step, the decay below from the end of the warmup.
+        milestones = [step - config.warmup_steps for step in config.milestones]
+        decay = optax.piecewise_constant_schedule(
+            1.0, dict.fromkeys(milestones, config.milestone_factor)
+        )
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        warmup = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
+        return config.learning_rate * warmup * decay(jnp.maximum(0, step - config.warmup_steps))
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with decoupled weight decay (as PyTorch's: times the learning rate).
+
+    Args:
+        config: what to build.
+        steps: length of the run in training steps; only the cosine schedule depends on it.
+    """
+    schedule = learning_rate_schedule(config, steps)
+    optimizer = optax.adamw(
+        lambda updates: schedule(updates * config.accumulate),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decays,
+    )
+    if config.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.accumulate > 1:
+        optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
+    return optimizer
+
+
+def decays(params: Params) -> Params:
+    """True where weight decay applies: everywhere but the affine weights and biases of LayerNorms.
+
+    Modulation projections, other biases, tokens and tables do decay.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: len(path) < 2 or "norm" not in str(path[-2]), params
+    )
+
+
+def split_model(
+    model: nnx.Module, config: NovaConfig, freeze: tuple[str, ...] | None = None
+) -> tuple[nnx.GraphDef, Params, Params]:
+    """Takes a model apart into (graphdef, trainable parameters, everything else).
+
+    ``nnx.merge(graphdef, trainable, rest)`` puts it together again. Only the trainable part is
+    differentiated and has moments; the rest holds frozen parameters and buffers.
+
+    Args:
+        model: a `Nova`, real or abstract.
+        config: its configuration, which decides what the recipe freezes.
+        freeze: patterns instead of the recipe's, see `OptimizerConfig.freeze`.
+
+    Raises:
+        NovaError: if one of ``freeze`` matches no parameter, or nothing is left to train.
+    """
+    names = [_name(path) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    for pattern in freeze or ():
+        if not any(re.match(pattern, name) for name in names):
+            raise NovaError(f"optimizer.freeze: {pattern!r} matches no parameter, e.g. {names[0]}")
+    if freeze is None:
+        freeze = _FROZEN + (_FROZEN_IN_IMAGE_MODELS if config.frames == 1 else ())
+
+    def trainable(path: tuple[Any, ...], value: Any) -> bool:
+        return not any(re.match(pattern, _name(path)) for pattern in freeze)
+
+    graphdef, params, *rest = nnx.split(model, nnx.All(nnx.Param, trainable), ...)
+    if not jax.tree.leaves(params):
+        raise NovaError("optimizer.freeze leaves nothing to train; remove a pattern")
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(rest[0])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))

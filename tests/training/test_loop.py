@@ -1,0 +1,150 @@
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from nova_jax.checkpoints.native import load_model
+from nova_jax.errors import NovaError
+from nova_jax.training import loop
+from nova_jax.training.config import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    return tmp_path_factory.mktemp("unbroken")
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(workdir, step):
+    """Every array of a checkpoint, by tree and name."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for tree in ("params", "frozen", "ema", "optimizer"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            directory = workdir / "checkpoints" / str(step) / tree
+            saved = checkpointer.metadata(directory).item_metadata.tree
+            on_host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
+            arrays = checkpointer.restore(directory, on_host)
+        paths = jax.tree_util.tree_flatten_with_path(arrays)[0]
+        found |= {tree + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+    return found
+
+
+def test_a_run_leaves_what_it_promises(run, unbroken):
+    result = loop.train(TrainConfig.from_dict(run), unbroken)
+    assert (result.step, result.finished) == (6, True)
+    assert {"loss", "frame/0", "frame/1"} < result.evaluation.keys()
+    assert result.evaluation == {
+        name.removeprefix("evaluation/"): value
+        for name, value in records(unbroken)[-1].items()
+        if name != "step"
+    }
+    steps = [r for r in records(unbroken) if any(name.startswith("train_") for name in r)]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    assert {next(n for n in r if n != "step").split("/")[0] for r in steps} == {
+        "train_video",
+        "train_image",
+    }
+    assert all(np.isfinite(list(r.values())).all() for r in steps)
+    assert list((unbroken / "tensorboard").iterdir())
+    with Image.open(unbroken / "samples" / "step_0000006.gif") as gif:
+        assert gif.n_frames == 2
+    assert (unbroken / "samples" / "step_0000006.png").exists()
+    assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
+
+
+def test_the_finished_model_is_the_average_of_the_last_checkpoint(run, unbroken):
+    model = load_model(unbroken / "model")
+    of_run = load_model(unbroken)
+    assert model.step == of_run.step == 6
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), *map(_state, (model, of_run)))
+    assert all(jax.tree.leaves(same))
+    raw = load_model(unbroken, which="raw")
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), *map(_state, (model, raw)))
+    assert not all(jax.tree.leaves(same))
+
+
+def _state(loaded):
+    from flax import nnx
+
+    return nnx.to_pure_dict(nnx.state(loaded.model))
+
+
+def test_a_run_stopped_by_a_signal_and_taken_up_again_is_the_same_to_the_bit(
+    run, unbroken, tmp_path, monkeypatch
+):
+    config = TrainConfig.from_dict(run)
+    shard_batch, batches = loop.shard_batch, []
+
+    def interrupt(batch, mesh):
+        batches.append(batch)
+        if len(batches) == config.evaluation.batches + 3:
+            signal.raise_signal(signal.SIGTERM)
+        return shard_batch(batch, mesh)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "shard_batch", interrupt)
+        result = loop.train(config, tmp_path)
+    assert (result.step, result.finished) == (3, False)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "model").exists()
+
+    assert loop.train(config, tmp_path).finished
+    assert records(tmp_path) == records(unbroken)
+    expected, found = files(unbroken, 6), files(tmp_path, 6)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_a_finished_run_has_nothing_left_to_do(run, unbroken):
+    before = (unbroken / "metrics.jsonl").read_text()
+    assert loop.train(TrainConfig.from_dict(run), unbroken).step == 6
+    assert (unbroken / "metrics.jsonl").read_text() == before
+
+
+def test_the_workdir_of_another_config_is_refused_and_untouched(run, unbroken):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")}
+    run["loss_repeat"] = 3
+    run["optimizer"]["learning_rate"] = 2e-3
+    message = r"another config: loss_repeat \(2 there, 3 now\), optimizer.learning_rate"
+    with pytest.raises(NovaError, match=message):
+        loop.train(TrainConfig.from_dict(run), unbroken)
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "named"),
+    [
+        ("model", "latent_channels", 4, "latent_channels is 4, config.codec gives 3"),
+        ("model", "latent_size", (18, 18), "latent_size"),
+        ("model", "frames", 3, "model.frames is 3"),
+        ("text_encoder", "dim", 32, "text_dim is 16"),
+        ("data", "batch_size", 12, "data.batch_size 12 cannot be split over 8 devices"),
+        ("data", "image_batch_size", 4, "data.image_batch_size 4 cannot"),
+        ("optimizer", "warmup_steps", 6, "warmup_steps 6 leave nothing of the 6 steps"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named_and_nothing_is_written(
+    run, tmp_path, section, key, value, named
+):
+    run[section][key] = value
+    with pytest.raises(NovaError, match=named):
+        loop.train(TrainConfig.from_dict(run), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_signal_is_not_caught():
+    with loop.stop_signals() as stopping:
+        signal.raise_signal(signal.SIGINT)
+        assert stopping.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
