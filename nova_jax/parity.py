@@ -1,0 +1,523 @@
+"""Compares this implementation with recorded numbers of the PyTorch release.
+
+    python -m nova_jax.parity DIR [DIR ...] [--json=FILE]
+
+Each DIR holds a model in the released layout (``transformer/``, ``scheduler/``), ``case.json``
+with the arguments of recorded calls, ``golden.safetensors`` with their inputs, randomness and
+results, and ``tolerance.json``. Every recorded array that is not an input is compared; the command
+fails (exit code 1) if one is past its tolerance or has nothing to be compared with.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors.numpy
+from absl import flags
+from einops import rearrange, repeat
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
+
+from nova_jax import cli
+from nova_jax.checkpoints import diffusers, rules
+from nova_jax.errors import NovaError
+from nova_jax.models.embeddings import DEFAULT_FLOW
+from nova_jax.models.nova import Conditions, Nova
+from nova_jax.sampling import generate as sampling
+from nova_jax.sampling.denoise import GivenNoise, predict
+from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.order import set_sizes, to_reveal_order, to_row_major
+from nova_jax.sampling.schedules import Schedule
+from nova_jax.training.loss import TrainingDraws, training_loss
+from nova_jax.training.optimizer import OptimizerConfig, make_optimizer, split_model
+
+_JSON = flags.DEFINE_string("json", None, "Also write the table to this file.")
+
+Arrays = dict[str, np.ndarray]
+
+# Relative tolerances, max |a − b| / max |b|, for folders without a tolerance.json.
+MODULE_TOLERANCE, TRAJECTORY_TOLERANCE = 1e-5, 1e-4
+
+# Arguments of a recorded generation, by their names in the release.
+_CALL_ARGUMENTS = {
+    "batch",
+    "max_latent_length",
+    "num_inference_steps",
+    "num_diffusion_steps",
+    "guidance_scale",
+    "min_guidance_scale",
+    "guidance_trunc",
+    "guidance_renorm",
+    "image_guidance_scale",
+    "spatiotemporal_guidance_scale",  # accepted by the release, and without effect
+    "motion_flow",
+    "fps",
+    "flow_shift",
+    "image_latent",
+}
+_TRAIN_ARGUMENTS = {
+    "batch",
+    "frames",
+    "loss_repeat",
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "motion_flow",
+    "fps",
+    "steps",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One compared array."""
+
+    folder: str
+    array: str
+    shape: tuple[int, ...]
+    max_abs_error: float
+    relative_error: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> str:
+        """``ok`` or ``FAIL``; an error that is not a number fails."""
+        return "ok" if self.relative_error <= self.tolerance else "FAIL"
+
+
+def compare(
+    folder: str,
+    recorded: Mapping[str, np.ndarray],
+    computed: Arrays,
+    tolerance: Mapping[str, float],
+) -> tuple[list[Row], list[str]]:
+    """Compares all recorded results; returns the rows and the names without a counterpart."""
+    rows, missing = [], []
+    for name in sorted(name for name in recorded if ".in." not in name):
+        if name not in computed:
+            missing.append(name)
+            continue
+        wanted, got = np.asarray(recorded[name], np.float64), np.asarray(computed[name], np.float64)
+        if wanted.shape != got.shape:
+            raise NovaError(f"{folder}: {name} has shape {wanted.shape}, computed is {got.shape}")
+        error, scale = float(np.max(np.abs(wanted - got))), float(np.max(np.abs(wanted)))
+        relative = error / scale if scale else (0.0 if error == 0 else float("inf"))
+        default = TRAJECTORY_TOLERANCE if name.endswith(".latents") else MODULE_TOLERANCE
+        limit = float(tolerance.get(name, default))
+        rows.append(Row(folder, name, wanted.shape, error, relative, limit))
+    return rows, missing
+
+
+def check_folder(directory: Path) -> tuple[list[Row], list[str]]:
+    """Runs everything recorded in one folder.
+
+    Raises:
+        NovaError: if the folder is not in the expected layout.
+    """
+    case = diffusers.read_json(directory / "case.json")
+    try:
+        recorded = safetensors.numpy.load_file(directory / "golden.safetensors")
+    except FileNotFoundError:
+        raise NovaError(f"{directory}/golden.safetensors is missing; nothing to compare") from None
+    except SafetensorError as error:
+        raise NovaError(f"{directory}/golden.safetensors is damaged ({error})") from None
+    limits = directory / "tolerance.json"
+    tolerance = diffusers.read_json(limits) if limits.exists() else {}
+    model, schedule = diffusers.load_transformer(directory)
+    computed: Arrays = {}
+    for call, arguments in case.get("generate", {}).items():
+        computed |= run_generation(model, schedule, call, arguments, recorded)
+    if "train" in case:
+        computed |= run_training(model, schedule, case["train"], recorded)
+    return compare(str(directory), recorded, computed, tolerance)
+
+
+# --- generation --------------------------------------------------------------------------------
+
+
+def run_generation(
+    model: Nova, schedule: Schedule, call: str, arguments: Mapping[str, Any], recorded: Arrays
+) -> Arrays:
+    """Repeats a recorded generation: its latents and the outputs of each stage's first call."""
+    _check_arguments(call, arguments, _CALL_ARGUMENTS)
+    config, batch = model.config, arguments["batch"]
+    conditions = _conditions(model, f"{call}.in", batch, recorded)
+    if config.is_video and arguments.get("motion_flow", DEFAULT_FLOW) is not None:
+        flow, fps = arguments.get("motion_flow", DEFAULT_FLOW), arguments.get("fps")
+        conditions = dataclasses.replace(
+            conditions, flow=_per_sample(flow, batch), fps=_per_sample(fps, batch)
+        )
+    options = sampling.SamplingConfig(
+        num_inference_steps=arguments["num_inference_steps"],
+        num_diffusion_steps=arguments["num_diffusion_steps"],
+        guidance=GuidanceConfig(
+            scale=arguments.get("guidance_scale", 1.0),
+            min_scale=arguments.get("min_guidance_scale"),
+            trunc=arguments.get("guidance_trunc") or 0.0,
+            renorm=arguments.get("guidance_renorm", 1.0),
+            image_scale=arguments.get("image_guidance_scale"),
+        ),
+        flow_shift=arguments.get("flow_shift"),
+    )
+    sizes = set_sizes(config.num_tokens, options.num_inference_steps)
+    order = jnp.asarray(recorded[f"{call}.in.order"], jnp.int32)
+    step_noise = recorded.get(f"{call}.in.step_noise")
+    steps = schedule.sampling_steps(options.num_diffusion_steps, options.flow_shift)
+    noise = GivenNoise(
+        images=_channels_last(recorded[f"{call}.in.noise"]),
+        step_images=None if step_noise is None else _channels_last(step_noise),
+        order=order,
+        steps=len(sizes),
+        draws=steps.noise_draws,
+        patch=config.patch_size,
+    )
+    image = None
+    if arguments.get("image_latent"):
+        image = _channels_last(recorded[f"{call}.in.image_latent"])
+    frames = arguments["max_latent_length"]
+    latents = sampling.generate(
+        model,
+        schedule,
+        conditions,
+        frames=frames,
+        config=options,
+        keys=jax.random.split(jax.random.key(0), batch),
+        image_latent=image,
+        order=order,
+        noise=noise,
+    )
+    results = {
+        "latents": np.moveaxis(np.asarray(latents), -1, 1),
+        "num_preds": sizes,
+        **first_calls(model, schedule, conditions, frames, options, image, order, noise),
+    }
+    return {f"{call}.{name}": np.asarray(value) for name, value in results.items()}
+
+
+def first_calls(
+    model: Nova,
+    schedule: Schedule,
+    conditions: Conditions,
+    frames: int,
+    options: sampling.SamplingConfig,
+    image: jax.Array | None,
+    order: jax.Array,
+    noise: GivenNoise,
+) -> dict[str, jax.Array]:
+    """Outputs of the three stages at their first call, guidance passes stacked on the batch."""
+    config, guidance = model.config, options.guidance
+    stacked = sampling.stack_passes(
+        conditions, sampling.unconditional(conditions, config), guidance
+    )
+    count = int(set_sizes(config.num_tokens, options.num_inference_steps)[0])
+    steps = schedule.sampling_steps(options.num_diffusion_steps, options.flow_shift)
+
+    @nnx.jit
+    def run(model: Nova) -> dict[str, jax.Array]:
+        passes = guidance.passes
+        encoder_options: dict[str, Any] = {"guidance": guidance, "frames": frames}
+        batch, length = order.shape[0] * passes, model.embed_conditions(stacked).shape[1]
+        cache = model.temporal_encoder.empty_cache(batch, frames, length)
+        indicators, cache = sampling.begin(model, stacked, cache, **encoder_options)
+        outputs = {"first.video_encoder": indicators}
+        if image is not None:  # frame 0 is given, so the first frame drawn is frame 1
+            indicators, _ = sampling.advance(
+                model, image, indicators, jnp.asarray(1), cache, **encoder_options
+            )
+        orders = jnp.concatenate([order] * passes)
+        none_visible = jnp.zeros((batch, 0, config.token_dim))
+        features = model.spatial_decoder(none_visible, 0, orders, indicators)
+        outputs["first.image_encoder"] = to_row_major(features, orders)
+        x = noise.initial(0, 0)
+        head = model.diffusion_head
+        condition = head.feature_embed(features[:, :count])
+        condition = condition + head.embed_step(jnp.asarray(steps.time[:1]))[None]
+        # With guidance cut off from the first step on, only the conditional pass is run.
+        if passes > 1 and steps.time[0] < guidance.trunc:
+            passes, condition = 1, condition[: order.shape[0]]
+        predictions = predict(head, x[:, :count], condition, passes)
+        predictions = rearrange(predictions, "g b n p -> (g b) n p")
+        x = jnp.concatenate([x] * passes)
+        outputs["first.image_decoder"] = to_row_major(
+            jnp.concatenate([predictions, x[:, count:]], axis=1), orders[: x.shape[0]]
+        )
+        return outputs
+
+    return run(model)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def run_training(
+    model: Nova, schedule: Schedule, arguments: Mapping[str, Any], recorded: Arrays
+) -> Arrays:
+    """Repeats the recorded training steps: losses, masks, gradients, parameters, activations."""
+    _check_arguments("train", arguments, _TRAIN_ARGUMENTS)
+    config, batch = model.config, arguments["batch"]
+    given = recorded["train.in.latents"]
+    given = given[:, :, None] if given.ndim == 4 else given
+    latents = jnp.asarray(rearrange(given, "b c t h w -> b t h w c"))
+    conditions = _conditions(model, "train.in", batch, recorded)
+    if config.is_video and arguments.get("motion_flow") is not None:
+        conditions = dataclasses.replace(
+            conditions,
+            flow=_per_sample(arguments["motion_flow"], batch),
+            fps=_per_sample(arguments.get("fps"), batch),
+        )
+    optimizer = make_optimizer(
+        OptimizerConfig(
+            learning_rate=arguments["lr"],
+            b1=arguments["betas"][0],
+            b2=arguments["betas"][1],
+            eps=arguments.get("eps", 1e-8),
+            weight_decay=arguments["weight_decay"],
+        ),
+        arguments["steps"],
+    )
+    graph, params, frozen = split_model(model, config)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def train_step(params: Any, state: Any, draws: TrainingDraws) -> tuple[Any, ...]:
+        def loss(params: Any) -> Any:
+            model = nnx.merge(graph, params, frozen)
+            return training_loss(model, schedule, latents, conditions, draws)
+
+        (_, parts), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, gradients, parts
+
+    results: Arrays = {}
+    for step in range(arguments["steps"]):
+        name = f"train.step{step}"
+        draws = _draws(model, name, arguments["loss_repeat"], recorded)
+        if step == 0:
+            initial = nnx.merge(graph, params, frozen)
+            acts = activations(initial, schedule, latents, conditions, draws)
+            results |= {f"train.act.{key}": value for key, value in acts.items()}
+        params, state, gradients, parts = train_step(params, state, draws)
+        hidden = jnp.broadcast_to(parts.weight[None, :, None], (*draws.order.shape, 1))
+        results[f"{name}.mask"] = np.asarray(to_row_major(hidden, draws.order))
+        results[f"{name}.loss"] = np.asarray(parts.loss)
+        results[f"{name}.loss_t2i"] = np.asarray(parts.first)
+        results[f"{name}.loss_i2i"] = np.asarray(parts.rest)
+        for key, value in _released(config, gradients).items():
+            results[f"{name}.grad.{key}"] = value
+            results[f"{name}.grad_norm.{key}"] = _norm(value)
+        for key, value in _released(config, params).items():
+            results[f"{name}.param_norm.{key}"] = _norm(value)
+    return results
+
+
+def activations(
+    model: Nova,
+    schedule: Schedule,
+    latents: jax.Array,
+    conditions: Conditions,
+    draws: TrainingDraws,
+) -> Arrays:
+    """Outputs of modules and of every block in a training forward pass, by released names.
+
+    The blocks run one by one here, on the inputs that the real forward pass gives them.
+    """
+    config = model.config
+    batch, frames = latents.shape[:2]
+    visible = int(draws.num_visible)
+
+    @nnx.jit
+    def run(model: Nova) -> dict[str, jax.Array]:
+        out: dict[str, jax.Array] = {}
+        # Temporal encoder.
+        encoder, condition = model.temporal_encoder, model.embed_conditions(conditions)
+        length = condition.shape[1]
+        out["text_embed" if config.text_dim else "label_embed"] = condition[:, : config.text_length]
+        if frames > 1:
+            out["video_encoder.patch_embed"] = encoder.embed_frames(latents[:, :-1])
+        x = encoder.sequence(latents, condition)
+        rotary, mask = encoder.rotary(frames, length), encoder.mask(frames, length)
+        x = _blocks(out, "video_encoder", encoder.blocks, 0, x, rotary, mask)
+        features = encoder.norm(x[:, length:])
+        out["video_encoder"] = features
+        features = rearrange(features, "b (t m) d -> b t m d", t=frames)
+        indicators = encoder.mix(features)
+        if encoder.mixer is not None and frames > 1:
+            out["video_encoder.mixer"] = indicators[:, 1:]
+        # Spatial decoder, on exactly the visible tokens.
+        decoder, order = model.spatial_decoder, draws.order
+        indicators = rearrange(indicators, "b t m d -> (b t) m d")
+        m, rotary = indicators.shape[1], decoder.rotary(order)
+        tokens = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
+        out["image_encoder.patch_embed"] = decoder.patch_embed(tokens)
+        tokens = to_reveal_order(tokens, order)
+        seen = decoder.embed_visible(tokens[:, :visible], order)
+        x = jnp.concatenate([indicators, seen], axis=1)
+        seen_rotary = None if rotary is None else rotary[:, : m + visible]
+        x = _blocks(out, "image_encoder", decoder.encoder_blocks, 0, x, seen_rotary, None)
+        x = jnp.concatenate([x, decoder.mask_tokens(order)[:, visible:]], axis=1)
+        half = decoder.encoder_blocks.depth
+        late: dict[str, jax.Array] = {}
+        x = _blocks(late, "image_encoder", decoder.decoder_blocks, half, x, rotary, None)
+        for name, value in late.items():  # to the release's row-major order
+            rows = to_row_major(value[:, m:], order)
+            out[name] = jnp.concatenate([value[:, :m], rows], axis=1)
+        features = decoder.norm(x[:, m:])
+        out["image_encoder"] = to_row_major(features, order)
+        # Diffusion head, on row-major tokens, copies outermost.
+        head, table = model.diffusion_head, schedule.training_table()
+        tokens = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
+        index = draws.timestep_index
+        columns = (table.signal, table.noise, table.time)
+        signal, spread, time = (jnp.asarray(column)[index] for column in columns)
+        x = signal[..., None] * tokens[None] + spread[..., None] * draws.noise
+        x = head.patch_embed(x)
+        out["image_decoder.patch_embed"] = x
+        z = repeat(out["image_encoder"], "f n d -> r f n d", r=index.shape[0])
+        condition = head.feature_embed(z) + head.embed_step(time)
+        out["image_decoder.time_cond_embed"] = condition
+        silu = jax.nn.silu(condition)
+        x = _blocks(out, "image_decoder", head.blocks, 0, x, silu)
+        scale, shift = jnp.split(head.final_modulation(silu), 2, axis=-1)
+        out["image_decoder.norm"] = head.final_norm(x) * (1 + scale) + shift
+        out["image_decoder"] = head.out(out["image_decoder.norm"])
+        for name, value in out.items():
+            if name.startswith("image_decoder"):
+                out[name] = rearrange(value, "r f n d -> (r f) n d")
+        return out
+
+    return {name: np.asarray(value) for name, value in run(model).items()}
+
+
+def _blocks(
+    out: dict[str, jax.Array], stage: str, stack: Any, first: int, x: Any, *shared: Any
+) -> jax.Array:
+    for i, block in enumerate(stack.unstacked(), start=first):
+        x = out[f"{stage}.blocks.{i}"] = block(x, *shared)
+    return x
+
+
+# --- recorded inputs ---------------------------------------------------------------------------
+
+
+def _check_arguments(call: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
+    if unknown := sorted(set(arguments) - set(known)):
+        raise NovaError(f"case.json: {call} has the unknown argument {unknown[0]!r}")
+
+
+def _channels_last(array: np.ndarray) -> jax.Array:
+    """[..., C, h, w] to [..., h, w, C]."""
+    return jnp.asarray(np.moveaxis(array, -3, -1))
+
+
+def _per_sample(value: float | Sequence[float] | None, batch: int) -> jax.Array | None:
+    if value is None:
+        return None
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
+
+
+def _conditions(model: Nova, prefix: str, batch: int, recorded: Arrays) -> Conditions:
+    """Text or class conditions; prompts are recorded unpadded."""
+    config = model.config
+    if config.text_dim is None:
+        return Conditions(label=jnp.asarray(recorded[f"{prefix}.labels"], jnp.int32))
+    assert config.text_length is not None
+    text = np.zeros((batch, config.text_length, config.text_dim), np.float32)
+    length = np.zeros(batch, np.int32)
+    for i in range(batch):
+        prompt = recorded[f"{prefix}.text.{i}"][: config.text_length]
+        length[i] = len(prompt)
+        text[i, : len(prompt)] = prompt
+    return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(length))
+
+
+def _draws(model: Nova, step: str, repeats: int, recorded: Arrays) -> TrainingDraws:
+    tokens = model.config.num_tokens
+    order = np.argsort(recorded[f"{step}.in.mask_uniform"][..., 0], axis=1, kind="stable")
+    ratio = float(recorded[f"{step}.in.mask_ratio"][0])
+    visible = int(np.round((1 - ratio) * tokens))
+    noise = rearrange(recorded[f"{step}.in.noise"], "(r f) n p -> r f n p", r=repeats)
+    index = rearrange(recorded[f"{step}.in.timestep_index"], "(r f) n -> r f n", r=repeats)
+    return TrainingDraws(
+        order=jnp.asarray(order, jnp.int32),
+        num_visible=jnp.asarray(visible, jnp.int32),
+        noise=jnp.asarray(noise),
+        timestep_index=jnp.asarray(index, jnp.int32),
+    )
+
+
+def _norm(array: np.ndarray) -> np.ndarray:
+    return np.asarray(np.linalg.norm(array.astype(np.float64)))
+
+
+def _released(config: Any, variables: Any) -> Arrays:
+    """Our variables, a nested dict, under released names."""
+    return rules.to_released(config, flatten_dict(variables))
+
+
+# --- command -----------------------------------------------------------------------------------
+
+
+def format_table(rows: Sequence[Row], missing: Sequence[str]) -> str:
+    """The table and a summary, as text."""
+    width = max((len(row.array) for row in rows), default=5)
+    lines = []
+    for folder in dict.fromkeys(row.folder for row in rows):
+        lines.append(folder)
+        lines.append(f"  {'array':{width}}  {'shape':>18}  max abs    relative   limit    verdict")
+        lines += [
+            f"  {r.array:{width}}  {'x'.join(map(str, r.shape)) or 'scalar':>18}  "
+            f"{r.max_abs_error:.2e}   {r.relative_error:.2e}   {r.tolerance:.1e}  {r.verdict}"
+            for r in rows
+            if r.folder == folder
+        ]
+    lines += [f"not compared: {name}" for name in missing]
+    failed = sum(row.verdict != "ok" for row in rows)
+    lines.append(
+        f"{len(rows)} arrays compared, {failed} past their tolerance, {len(missing)} not compared"
+    )
+    return "\n".join(lines)
+
+
+def check(
+    directories: Sequence[str | Path], on_folder: Callable[[str], None] = lambda folder: None
+) -> tuple[list[Row], list[str]]:
+    """Runs all folders in full float32; `on_folder` is called before each."""
+    rows: list[Row] = []
+    missing: list[str] = []
+    with jax.default_matmul_precision("highest"):
+        for directory in directories:
+            on_folder(str(directory))
+            new_rows, new_missing = check_folder(Path(directory))
+            rows += new_rows
+            missing += [f"{directory}/{name}" for name in new_missing]
+    return rows, missing
+
+
+def main(directories: Sequence[str]) -> None:
+    """Compares the folders, prints the table and exits with 1 if anything is amiss."""
+    rows, missing = check(directories, on_folder=lambda name: print(f"running {name}", flush=True))
+    print(format_table(rows, missing))
+    if _JSON.value:
+        table = {
+            "rows": [
+                {**dataclasses.asdict(row), "shape": list(row.shape), "verdict": row.verdict}
+                for row in rows
+            ],
+            "not_compared": missing,
+        }
+        Path(_JSON.value).write_text(json.dumps(table, indent=1), encoding="utf-8")
+    if missing or any(row.verdict != "ok" for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments="DIR")
