@@ -1,0 +1,116 @@
+"""Scores a digits model: draws prompts, generates, and lets judges that are not the model look.
+
+    python -m nova_jax.evaluate --config=configs/digits_t2v.py --checkpoint=DIR --out=DIR
+
+Half of the prompts ask for combinations of digit, color and path that training never showed. Prints
+the judges' own accuracy on real held-out digits and the model's with 95 % intervals (Wilson), and
+writes evaluation.json and a contact sheet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from nova_jax import cli, media
+from nova_jax.checkpoints.native import read_config
+from nova_jax.data.digits import DigitsConfig
+from nova_jax.errors import NovaError
+from nova_jax.evaluation.judges import TRAITS, Judges, Verdict
+from nova_jax.evaluation.scores import Question, draw_questions, format_table, is_right, tally
+from nova_jax.pipeline import SHIPPED, NovaPipeline
+from nova_jax.training.config import TrainConfig, from_dict
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", str(SHIPPED), "Model directory, or --workdir of a training run."
+)
+WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
+NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 200, "Prompts to draw.", lower_bound=2)
+SEED = flags.DEFINE_integer("seed", 0, "Of the prompts and of the videos.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Most videos made together.", lower_bound=1)
+OUT = flags.DEFINE_string("out", "output", "Where to write.")
+
+SHEET_CLIPS = 48  # seen and unseen combinations alternate
+
+
+def main() -> None:
+    """Generates, judges, prints and writes."""
+    pipeline = NovaPipeline.from_checkpoint(CHECKPOINT.value, which=WHICH.value)
+    if CONFIG.value is not None:
+        recipe = TrainConfig.from_dict(CONFIG.value.to_dict())
+        dataset, pipeline.sampling = recipe.dataset, recipe.sampling
+    else:
+        saved = read_config(Path(CHECKPOINT.value))
+        if "dataset" not in saved:
+            raise NovaError(f"{CHECKPOINT.value} does not say its dataset; give --config=FILE")
+        dataset = from_dict(DigitsConfig, saved["dataset"], "dataset")
+    if dataset.size != pipeline.size:
+        raise NovaError(
+            f"the checkpoint makes {pipeline.size} pixels, the dataset has {dataset.size}; "
+            "give the --config it was trained with"
+        )
+
+    judges = Judges(dataset)
+    real = judges.accuracy_on_real_digits()
+    print("judges on real held-out digits, percent right:")
+    print("  " + "  ".join(f"{name} {100 * rate:.1f}" for name, rate in real.items()))
+
+    questions = draw_questions(
+        NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video
+    )
+    with cli.progress("generating", "frame") as on_frame:
+        videos = pipeline(
+            [question.prompt for question in questions],
+            seed=range(SEED.value, SEED.value + len(questions)),
+            batch_size=BATCH_SIZE.value,
+            on_frame=on_frame,
+        )
+    verdicts = [judges(clip) for clip in videos.frames]
+    table = tally(questions, verdicts)
+    print(f"{CHECKPOINT.value}, {len(questions)} prompts, percent right [95 % interval] / judged:")
+    print(format_table(table))
+
+    report = {
+        "checkpoint": str(CHECKPOINT.value),
+        "seed": SEED.value,
+        "sampling": dataclasses.asdict(pipeline.sampling),
+        "judges_on_real_digits": real,
+        "scores": {
+            group: {
+                trait: dataclasses.asdict(score) | {"rate": score.rate, "interval": score.interval}
+                for trait, score in scores.items()
+            }
+            for group, scores in table.items()
+        },
+        "answers": [
+            {"asked": dataclasses.asdict(question), "seen": dataclasses.asdict(verdict)}
+            for question, verdict in zip(questions, verdicts, strict=True)
+        ],
+    }
+    captions = [_caption(*answer) for answer in zip(questions, verdicts, strict=True)]
+    shown = media.enlarge(videos.frames[:SHEET_CLIPS], 64)
+    sheet = media.contact_sheet(shown, captions[:SHEET_CLIPS], columns=3)
+    out = Path(OUT.value)
+    print(media.save(out / "evaluation.json", json.dumps(report, indent=1).encode()))
+    print(media.save(out / "evaluation.png", media.encode_png(sheet)))
+
+
+def _caption(question: Question, verdict: Verdict) -> str:
+    """The prompt, and in front of it what the judges saw instead where it is wrong."""
+    wrong = [
+        str(getattr(verdict, trait))
+        for trait in TRAITS
+        if getattr(question, trait) is not None and not is_right(question, verdict, trait)
+    ]
+    return (f"[seen: {', '.join(wrong)}] " if wrong else "") + question.prompt
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Scores of generated digit videos by judges that have nothing to do with the model."""

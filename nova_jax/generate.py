@@ -1,0 +1,105 @@
+"""Generates videos and pictures from prompts.
+
+    python -m nova_jax.generate --prompt="a red seven moves slowly to the left"
+    python -m nova_jax.generate --checkpoint=DIR --prompt_file=prompts.txt --out=DIR --gif
+
+Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths;
+nothing that exists is overwritten. Small videos are enlarged by a whole factor for viewing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from nova_jax import cli, media
+from nova_jax.errors import NovaError
+from nova_jax.pipeline import SHIPPED, NovaPipeline
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", str(SHIPPED), "Model directory, or --workdir of a training run."
+)
+WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
+PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
+NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
+IMAGE = flags.DEFINE_string("image", None, "Picture that becomes the first frame.")
+FRAMES = flags.DEFINE_integer("frames", None, "Frames of a video; 1 makes a picture.")
+SEED = flags.DEFINE_integer("seed", 0, "Same seed and prompt, same video.", lower_bound=0)
+COPIES = flags.DEFINE_integer("videos_per_prompt", 1, "Videos of each prompt.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Most videos made together.", lower_bound=1)
+OUT = flags.DEFINE_string("out", "output", "Where to write.")
+GIF = flags.DEFINE_bool("gif", False, "Write GIFs, not MP4s.")
+FPS = flags.DEFINE_float(
+    "fps", None, "Frames per second of the files; the model's own by default.", lower_bound=0.1
+)
+UPSCALE = flags.DEFINE_integer(
+    "upscale", 192, "Enlarge by a whole factor to at least this short side; 1: no.", lower_bound=1
+)
+
+# Sampling options: the pipeline's, by their names there; the checkpoint's defaults if not given.
+OPTIONS = {
+    flag.name: flag
+    for flag in (
+        flags.DEFINE_integer(
+            "num_inference_steps", None, "Autoregressive steps of a frame.", lower_bound=1
+        ),
+        flags.DEFINE_integer(
+            "num_diffusion_steps", None, "Diffusion steps of each.", lower_bound=1
+        ),
+        flags.DEFINE_float("guidance_scale", None, "Guidance by the prompt; 1: off."),
+        flags.DEFINE_float("min_guidance_scale", None, "Guidance at a frame's first step."),
+        flags.DEFINE_float("guidance_trunc", None, "Network time below which it is off."),
+        flags.DEFINE_float("guidance_renorm", None, "Lower bound of its norm factor; 1: off."),
+        flags.DEFINE_float("image_guidance_scale", None, "Guidance by the frame before; 0: off."),
+        flags.DEFINE_float("flow_shift", None, "Noise-level shift of flow matching."),
+        flags.DEFINE_float("motion_flow", None, "Motion score: larger is livelier."),
+    )
+}
+
+
+def main() -> None:
+    """Reads the prompts, loads the model, generates and writes."""
+    prompts = [*PROMPT.value, *(_read_prompts(PROMPT_FILE.value) if PROMPT_FILE.value else [])]
+    if not prompts:
+        raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
+    image = media.read_image(IMAGE.value) if IMAGE.value else None
+    pipeline = NovaPipeline.from_checkpoint(CHECKPOINT.value, which=WHICH.value)
+    if image is not None and image.shape[:2] != pipeline.size:
+        given, needed = (f"{width}x{height}" for height, width in (image.shape[:2], pipeline.size))
+        print(f"{IMAGE.value}: {given} scaled and cropped about its center to {needed}")
+
+    with cli.progress("generating", "frame") as on_frame:
+        videos = pipeline(
+            prompts,
+            NEGATIVE.value,
+            image=image,
+            num_frames=FRAMES.value,
+            seed=SEED.value,
+            num_videos_per_prompt=COPIES.value,
+            batch_size=BATCH_SIZE.value,
+            on_frame=on_frame,
+            **{name: flag.value for name, flag in OPTIONS.items()},
+        )
+
+    for index, clip in enumerate(videos.frames):
+        prompt, copy = prompts[index // COPIES.value], index % COPIES.value
+        name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+        clip = media.enlarge(clip, UPSCALE.value)
+        print(media.save_clip(Path(OUT.value) / name, clip, FPS.value or videos.fps, gif=GIF.value))
+
+
+def _read_prompts(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NovaError(f"prompt file {path} cannot be read ({error}); give a text file") from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise NovaError(f"prompt file {path} holds no prompt; write one a line")
+    return prompts
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""Pictures and videos on disk: read, enlarge for viewing, encode, lay out, save.
+
+Frames are uint8 RGB, `[F, H, W, 3]` for a clip and `[H, W, 3]` for one picture. Encoders return
+bytes, so that only `save` touches the disk and nothing is ever half written or overwritten.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from nova_jax.errors import NovaError
+
+Picture = UInt8[np.ndarray, "h w 3"]
+Clip = UInt8[np.ndarray, "f h w 3"]
+
+MARGIN = 8  # pixels around everything on a contact sheet
+
+
+def enlarge(frames: np.ndarray, short_side: int = 192) -> np.ndarray:
+    """Repeats pixels by a whole factor until the short side has at least `short_side` pixels.
+
+    `frames` is `[..., H, W, 3]`; large ones come back as they are. Only for viewing: small videos
+    are otherwise blurred by players.
+    """
+    factor = -(-short_side // min(frames.shape[-3:-1]))
+    return frames.repeat(factor, axis=-3).repeat(factor, axis=-2) if factor > 1 else frames
+
+
+def encode_png(picture: Picture) -> bytes:
+    """A lossless PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def encode_gif(frames: Clip, fps: float) -> bytes:
+    """An endlessly repeating GIF file; its clock ticks in hundredths of a second."""
+    buffer = io.BytesIO()
+    first, *rest = (Image.fromarray(frame) for frame in frames)
+    first.save(
+        buffer, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0
+    )
+    return buffer.getvalue()
+
+
+def encode_mp4(frames: Clip, fps: float) -> bytes:
+    """An H.264 MP4 file that every player reads; odd sizes get an edge row or column repeated."""
+    height, width = frames.shape[1:3]
+    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    size = f"{even.shape[2]}x{even.shape[1]}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps}", "-i", "-"]
+    # Few colors and hard edges: cheap to keep almost lossless.
+    h264 = ["-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    # Not imageio's own writer: it runs Python between fork and exec, next to JAX's threads.
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "clip.mp4"
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *h264, str(file)]
+        done = subprocess.run(command, input=even.tobytes(), stderr=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")
+        return file.read_bytes()
+
+
+def file_name(text: str) -> str:
+    """A prompt as a file name: its words joined by dashes, at most 80 characters."""
+    return re.sub(r"\W+", "-", text.lower()).strip("-")[:80] or "no-prompt"
+
+
+def save(path: Path, data: bytes) -> Path:
+    """Writes a new file and returns its path: `name.mp4`, or `name-2.mp4` if that exists, etc."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for copy in itertools.count(2):
+        try:
+            with open(path, "xb") as file:
+                try:
+                    file.write(data)
+                    file.flush()
+                except OSError:
+                    path.unlink()  # no half-written file on a full disk
+                    raise
+            return path
+        except FileExistsError:
+            stem = path.stem if copy == 2 else path.stem.rpartition("-")[0]
+            path = path.with_stem(f"{stem}-{copy}")
+    raise AssertionError("unreachable")
+
+
+def save_clip(path: Path, frames: Clip, fps: float, *, gif: bool = False) -> Path:
+    """Writes a clip to a new file named after `path`, which has no suffix, and returns its path.
+
+    One frame becomes a PNG, several an MP4, or a GIF if asked for.
+    """
+    if len(frames) == 1:
+        return save(path.with_name(f"{path.name}.png"), encode_png(frames[0]))
+    if gif:
+        return save(path.with_name(f"{path.name}.gif"), encode_gif(frames, fps))
+    return save(path.with_name(f"{path.name}.mp4"), encode_mp4(frames, fps))
+
+
+def read_image(path: str | os.PathLike[str]) -> Picture:
+    """Reads a picture file of any kind and size; transparency is dropped.
+
+    Raises:
+      NovaError: The file is missing or is no picture.
+    """
+    try:
+        with Image.open(Path(path)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise NovaError(f"image {path} does not exist; check the path") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise NovaError(f"image {path} cannot be read; give a PNG, JPEG or WebP file") from error
+
+
+def fit_image(picture: Picture, size: tuple[int, int]) -> Picture:
+    """Scales a picture to fill (height, width) and crops what is over about its center."""
+    image = Image.fromarray(picture)
+    return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
+
+
+def contact_sheet(
+    clips: Sequence[Clip] | np.ndarray, captions: Sequence[str], columns: int = 2
+) -> Picture:
+    """Clips as strips of their frames, left to right in time, each above its caption.
+
+    All clips have one shape. Captions are cut where the strip ends.
+    """
+    font = ImageFont.load_default(size=13)
+    frames, height, width = clips[0].shape[:3]
+    strip = frames * (width + 2) - 2
+    cell = (max(strip, 240) + MARGIN, height + 22 + MARGIN)
+    rows = -(-len(clips) // columns)
+    sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = column * cell[0] + MARGIN, row * cell[1] + MARGIN
+        for t, frame in enumerate(clip):
+            sheet.paste(Image.fromarray(frame), (left + t * (width + 2), top))
+        while draw.textlength(caption, font) > cell[0] - MARGIN:
+            caption = caption.rstrip("…")[:-1] + "…"
+        draw.text((left, top + height + 2), caption, fill="black", font=font)
+    return np.asarray(sheet)

@@ -1,0 +1,125 @@
+"""Files are read back by decoders that are not the ones that wrote them."""
+
+import io
+import subprocess
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from nova_jax import media
+from nova_jax.errors import NovaError
+
+
+@pytest.fixture
+def clip() -> np.ndarray:
+    """A white square that steps to the right, 4 frames of 20x24 pixels."""
+    frames = np.zeros((4, 20, 24, 3), np.uint8)
+    for t in range(4):
+        frames[t, 6:12, 2 + 4 * t : 8 + 4 * t] = (255, 40, 40)
+    return frames
+
+
+def decode(file) -> tuple[np.ndarray, float]:
+    video = cv2.VideoCapture(str(file))
+    frames = []
+    while (step := video.read())[0]:
+        frames.append(cv2.cvtColor(step[1], cv2.COLOR_BGR2RGB))
+    return np.stack(frames), video.get(cv2.CAP_PROP_FPS)
+
+
+def test_mp4_keeps_frames_rate_and_colors(clip, tmp_path):
+    large = media.enlarge(clip, 160)
+    assert large.shape == (4, 160, 192, 3)
+    file = media.save(tmp_path / "clip.mp4", media.encode_mp4(large, 6))
+    frames, fps = decode(file)
+    assert fps == pytest.approx(6)
+    assert frames.shape == large.shape
+    assert np.abs(frames.astype(int) - large).mean() < 4
+
+
+def test_mp4_is_of_the_kind_that_every_player_reads(clip, tmp_path):
+    file = media.save(tmp_path / "clip.mp4", media.encode_mp4(clip, 6))
+    described = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", file], capture_output=True, text=True
+    ).stderr
+    assert "h264" in described and "yuv420p" in described
+
+
+def test_odd_sizes_are_padded_to_even_ones(clip, tmp_path):
+    file = media.save(tmp_path / "odd.mp4", media.encode_mp4(clip[:, :19, :21], 2.5))
+    frames, fps = decode(file)
+    assert frames.shape == (4, 20, 22, 3) and fps == pytest.approx(2.5)
+
+
+def test_gif_repeats_for_ever_at_its_rate(clip):
+    with Image.open(io.BytesIO(media.encode_gif(clip, 5))) as gif:
+        assert (gif.n_frames, gif.info["loop"], gif.info["duration"]) == (4, 0, 200)
+        gif.seek(2)
+        assert np.abs(np.asarray(gif.convert("RGB"), int) - clip[2]).max() < 10
+
+
+def test_png_is_lossless(clip):
+    picture = cv2.imdecode(np.frombuffer(media.encode_png(clip[1]), np.uint8), cv2.IMREAD_COLOR)
+    assert (picture[..., ::-1] == clip[1]).all()
+
+
+def test_enlarging_repeats_pixels_and_leaves_large_pictures_alone(clip):
+    assert media.enlarge(clip, 41).shape == (4, 60, 72, 3)
+    assert (media.enlarge(clip, 41)[:, ::3, 2::3] == clip).all()
+    assert media.enlarge(clip, 20) is clip
+
+
+def test_saving_never_overwrites(tmp_path):
+    names = [media.save(tmp_path / "new" / "a-2.gif", bytes([n])).name for n in range(3)]
+    assert names == ["a-2.gif", "a-2-2.gif", "a-2-3.gif"]
+    assert [(tmp_path / "new" / name).read_bytes() for name in names] == [b"\0", b"\1", b"\2"]
+
+
+def test_a_clip_is_saved_by_its_length(clip, tmp_path):
+    path = tmp_path / "v1.5 of it"
+    assert media.save_clip(path, clip[:1], 6).name == "v1.5 of it.png"
+    assert media.save_clip(path, clip, 6).name == "v1.5 of it.mp4"
+    assert media.save_clip(path, clip, 6, gif=True).name == "v1.5 of it.gif"
+
+
+def test_pictures_are_fitted_without_distortion(tmp_path):
+    """A gray picture with a red square in its middle, wide and with transparency."""
+    wide = np.full((40, 120, 4), 128, np.uint8)
+    wide[10:30, 50:70] = (255, 0, 0, 255)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    picture = media.read_image(tmp_path / "wide.png")
+    assert picture.shape == (40, 120, 3)
+    fitted = media.fit_image(picture, (20, 20))
+    red = np.argwhere(fitted[..., 1] < 30)
+    assert fitted.shape == (20, 20, 3)
+    assert (red.min(0) == [5, 5]).all() and (red.max(0) == [14, 14]).all()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n then nothing", b"GIF89a"])
+def test_what_is_no_picture_is_named(tmp_path, content):
+    file = tmp_path / "some.png"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(NovaError, match=r"some\.png (does not exist|cannot be read); "):
+        media.read_image(file)
+
+
+def test_contact_sheet_shows_every_frame_in_reading_order(clip):
+    clips = np.stack([clip, clip[::-1], clip // 2])
+    sheet = media.contact_sheet(clips, ["one", "two", "x" * 500], columns=2)
+    left, top, gap = media.MARGIN, media.MARGIN, 2
+    for t in range(4):
+        x = left + t * (24 + gap)
+        assert (sheet[top : top + 20, x : x + 24] == clip[t]).all()
+    second = sheet[top : top + 20, sheet.shape[1] // 2 :]
+    assert (second == 255).all(-1).any() and (second[..., 0] > second[..., 1] + 100).any()
+    below = sheet[top + 20 : top + 42, left : left + 40]
+    assert (below < 100).any(), "the caption is drawn under its clip"
+
+
+def test_file_names_are_short_and_plain():
+    assert media.file_name('A "red" seven: left/right!') == "a-red-seven-left-right"
+    assert media.file_name("") == "no-prompt" and len(media.file_name("word " * 99)) <= 80
