@@ -2,8 +2,7 @@
 
     python -m nova_jax.demo --out=demo_output [--config.steps=500]
 
-Takes about ten minutes on two CPU cores. Run again, it goes on where it stopped, and when the model
-is trained it generates anew.
+Run again, it goes on where it stopped, and when the model is trained it generates anew.
 """
 
 from __future__ import annotations
