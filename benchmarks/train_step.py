@@ -17,6 +17,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 
+from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.models import Conditions, Nova, NovaConfig
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training.loss import draw, training_loss
@@ -143,4 +144,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     app.run(main)
