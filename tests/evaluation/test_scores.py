@@ -54,7 +54,10 @@ def test_tally_counts_by_group_and_only_what_was_asked():
     verdicts = [Verdict(1, "red", "right", "slow"), Verdict(2, "cyan", "up", "fast")]
     table = tally(questions, verdicts)
     assert table["seen"] == {
-        "digit": Score(1, 1), "color": Score(1, 1), "path": Score(0, 1), "speed": Score(1, 1),
+        "digit": Score(1, 1),
+        "color": Score(1, 1),
+        "path": Score(0, 1),
+        "speed": Score(1, 1),
     }
     assert table["unseen"] == {"digit": Score(1, 1), "color": Score(0, 1), "path": Score(1, 1)}
     assert table["all"]["color"] == Score(1, 2) and table["all"]["speed"] == Score(1, 1)

@@ -10,34 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import CONFIG, make
 
-from nova_jax.models import Conditions, Nova, NovaConfig
+from nova_jax.models import Conditions, Nova
 from nova_jax.models.attention import block_causal_mask
 from nova_jax.models.embeddings import apply_rotary, rotary_angles, space_embedding
 from nova_jax.models.layers import Buffer, logical_axes, patchify, unpatchify
-
-CONFIG = NovaConfig(
-    latent_channels=3,
-    latent_size=(8, 12),
-    patch_size=2,
-    frames=3,
-    temporal_encoder="vit_d2w32",
-    spatial_decoder="vit_d3w32",
-    diffusion_head="mlp_d2w32",
-    text_dim=8,
-    text_length=4,
-    mixer_rank=4,
-)
-
-
-def make(config=CONFIG, **options):
-    model = Nova(config, rngs=nnx.Rngs(0), **options)
-    # Away from the special values of initialisation: zero modulations, ones and zeros in norms.
-    graph, state = nnx.split(model)
-    leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [v + 0.1 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
 
 
 def inputs(frames=3, batch=2):

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
+from small import make
 
 from nova_jax.errors import NovaError
-from nova_jax.models import Conditions, Nova, NovaConfig
+from nova_jax.models import Conditions
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.generate import (
     GuidanceConfig,
@@ -25,27 +27,10 @@ from nova_jax.sampling.generate import (
 from nova_jax.sampling.guidance import combine
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
-CONFIG = NovaConfig(
-    latent_channels=3,
-    latent_size=(8, 8),
-    patch_size=2,
-    frames=3,
-    temporal_encoder="vit_d2w32",
-    spatial_decoder="vit_d2w32",
-    diffusion_head="mlp_d1w32",
-    text_dim=8,
-    text_length=4,
-    mixer_rank=4,
+CONFIG = dataclasses.replace(
+    small.CONFIG, latent_size=(8, 8), spatial_decoder="vit_d2w32", diffusion_head="mlp_d1w32"
 )
 SAMPLING = SamplingConfig(2, 3, GuidanceConfig(scale=3.0))
-
-
-def make(config=CONFIG):
-    graph, state = nnx.split(Nova(config, rngs=nnx.Rngs(0)))
-    leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [v + 0.1 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
-    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
 
 
 def conditions(batch):
@@ -142,9 +127,7 @@ def test_unconditional_drops_text_or_class_and_keeps_motion():
 def test_guidance_by_hand():
     cond, uncond, base = jnp.array([[[3.0, 4.0]]]), jnp.zeros((1, 1, 2)), jnp.array([[[0.0, 4.0]]])
     valid = jnp.ones(1)
-    plain, factor = combine(
-        jnp.stack([cond, uncond]), 2.0, GuidanceConfig(scale=2.0), valid, None
-    )
+    plain, factor = combine(jnp.stack([cond, uncond]), 2.0, GuidanceConfig(scale=2.0), valid, None)
     np.testing.assert_allclose(plain, [[[6.0, 8.0]]])
     assert factor is None
     # ‖cond‖ = 5 and ‖guided‖ = 10, with nothing outside the set: factor ½, bounded by renorm.

@@ -7,23 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from small import CONFIG
 
-from nova_jax.models import Conditions, Nova, NovaConfig
+from nova_jax.models import Conditions, Nova
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training.loss import draw, training_loss
 
-CONFIG = NovaConfig(
-    latent_channels=3,
-    latent_size=(8, 12),
-    patch_size=2,
-    frames=3,
-    temporal_encoder="vit_d1w32",
-    spatial_decoder="vit_d2w32",
-    diffusion_head="mlp_d1w32",
-    text_dim=8,
-    text_length=4,
-    mixer_rank=4,
-)
 SCHEDULE = FlowMatchingSchedule()
 
 

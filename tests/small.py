@@ -1,0 +1,28 @@
+"""A model small enough to compile in seconds, for tests of its structure."""
+
+import jax
+from flax import nnx
+
+from nova_jax.models import Nova, NovaConfig
+
+CONFIG = NovaConfig(
+    latent_channels=3,
+    latent_size=(8, 12),
+    patch_size=2,
+    frames=3,
+    temporal_encoder="vit_d2w32",
+    spatial_decoder="vit_d3w32",
+    diffusion_head="mlp_d2w32",
+    text_dim=8,
+    text_length=4,
+    mixer_rank=4,
+)
+
+
+def make(config: NovaConfig = CONFIG, **options) -> Nova:
+    """A model away from the special values of initialisation: zeros, and ones in norms."""
+    graph, state = nnx.split(Nova(config, rngs=nnx.Rngs(0), **options))
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [v + 0.1 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
+    return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
