@@ -62,9 +62,7 @@ def main() -> None:
     print("judges on real held-out digits, percent right:")
     print("  " + "  ".join(f"{name} {100 * rate:.1f}" for name, rate in real.items()))
 
-    questions = draw_questions(
-        NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video
-    )
+    questions = draw_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
     with cli.progress("generating", "frame") as on_frame:
         videos = pipeline(
             [question.prompt for question in questions],

@@ -49,9 +49,7 @@ def encode_gif(frames: Clip, fps: float) -> bytes:
     """An endlessly repeating GIF file; its clock ticks in hundredths of a second."""
     buffer = io.BytesIO()
     first, *rest = (Image.fromarray(frame) for frame in frames)
-    first.save(
-        buffer, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0
-    )
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
     return buffer.getvalue()
 
 

@@ -32,7 +32,7 @@ GLYPH = 8
 HELD_OUT_EVERY = 5
 
 #: Length of a path as a share of the free room (what the digit leaves of the canvas).
-_PATH_LENGTH = {"slow": 0.5, "fast": 0.95}
+_PATH_LENGTH = {"slow": 0.6, "fast": 0.95}
 
 Combination = tuple[int, str, str]
 
@@ -43,7 +43,7 @@ class DigitsConfig:
 
     Attributes:
       size: height and width of a frame in pixels.
-      frames: frames of a clip. One frame is a picture: a random moment of a path, its captions say
+      frames: frames of a clip. One frame is a picture: the middle of a path, its captions say
         nothing of motion, its motion score is 0. A bounce needs at least 3 frames to show.
       fps: frames per second, as told to the model and to the MP4 writer.
       digit_size: side in pixels of the box that holds a glyph; at least 8.
@@ -59,12 +59,12 @@ class DigitsConfig:
     size: tuple[int, int] = (24, 24)
     frames: int = 6
     fps: float = 6.0
-    digit_size: float = 12.0
+    digit_size: float = 14.0
     split: str = "train"
     combinations: str = "seen"
     num_clips: int = 200_000
     seed: int = 0
-    place_jitter: float = 0.5
+    place_jitter: float = 0.15
     size_jitter: float = 0.08
     brightness_jitter: float = 0.15
 
@@ -218,16 +218,14 @@ class DigitsSource:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns cell size [B] in pixels, glyph corner [B, F, 2] (down, right), brightness [B]."""
         config = self.config
-        length, size, light, down, right, moment = spread
+        length, size, light, down, right, _ = spread
         cell = config.digit_size / GLYPH * (1 + config.size_jitter * (2 * size - 1))
         # Interpolation softens the glyph's edge by half a cell on each side.
         room = np.array(config.size) - (GLYPH + 1) * cell[:, None]
 
-        if config.frames > 1:
-            time = np.broadcast_to(np.linspace(0, 1, config.frames), (len(paths), config.frames))
-        else:
-            time = moment[:, None]
-        bounces = np.array([path.startswith("bounce") for path in paths])[:, None]
+        moving = config.frames > 1
+        time = np.linspace(0, 1, config.frames) if moving else np.array([0.5])
+        bounces = np.array([path.startswith("bounce") for path in paths])[:, None] & moving
         # Out and back covers the same length, hence the same speed, as straight on.
         progress = np.where(bounces, np.minimum(time, 1 - time) - 0.25, time - 0.5)
 

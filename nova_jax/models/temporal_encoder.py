@@ -70,9 +70,7 @@ class TemporalEncoder(nnx.Module):
         self.dtype = dtype
         self.patch_embed = linear(patch_dim, width, (None, "embed"), dtype=dtype, rngs=rngs)
         self.time_embed = (
-            None
-            if config.rotary
-            else TimeEmbed(width, config.frames, dtype=dtype, rngs=rngs)
+            None if config.rotary else TimeEmbed(width, config.frames, dtype=dtype, rngs=rngs)
         )
         self.bos_token = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (width,)), logical_axes=("embed",)

@@ -27,9 +27,7 @@ def to_reveal_order(
     return jnp.take_along_axis(tokens, order[..., None], axis=1)
 
 
-def to_row_major(
-    tokens: Float[Array, "b n p"], order: Int[Array, "b n"]
-) -> Float[Array, "b n p"]:
+def to_row_major(tokens: Float[Array, "b n p"], order: Int[Array, "b n"]) -> Float[Array, "b n p"]:
     """The inverse of `to_reveal_order`."""
     return jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None], axis=1)
 

@@ -77,6 +77,26 @@ def test_videos_and_pictures_keep_their_ratio():
     assert {batch["latents"].shape[1] for batch in take(stream(none), 8)} == {1}
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
+def test_pictures_come_first_where_asked(fraction):
+    plain = dataclasses.replace(CONFIG, video_fraction=fraction)
+    config = dataclasses.replace(plain, picture_batches_first=5)
+    iterator = stream(config)
+    first = [next(iterator) for _ in range(3)]
+    state = iterator.get_state()
+    batches = first + take(iterator, 9)
+    assert {len(batch["latents"][0]) for batch in batches[:5]} == {1}
+    assert_same(batches[:5], take(stream(dataclasses.replace(plain, video_fraction=0.0)), 5))
+    # What follows is what would have come without them, but for the pictures already shown.
+    after, usual = batches[5:], take(stream(plain), 7)
+    assert [b["latents"].shape for b in after] == [b["latents"].shape for b in usual]
+    videos = [[b for b in part if len(b["latents"][0]) > 1] for part in (after, usual)]
+    assert_same(*videos)
+    fresh = stream(config)
+    fresh.set_state(state)
+    assert_same(take(fresh, 9), batches[3:])
+
+
 def test_each_epoch_has_every_clip_once_in_a_new_order():
     batches = take(stream(dataclasses.replace(CONFIG, video_fraction=1.0)), 12)
     assert (clips_of(batches[:6]) == 1).all() and (clips_of(batches[6:]) == 1).all()
@@ -174,6 +194,7 @@ def test_evaluation_is_finite_in_order_and_complete():
         ({"batch_size": 0}, "batch_size"),
         ({"video_fraction": 1.5}, "video_fraction"),
         ({"text_dropout": -0.1}, "text_dropout"),
+        ({"picture_batches_first": -1}, "picture_batches_first"),
         ({"num_workers": -1}, "num_workers"),
     ],
 )
