@@ -86,7 +86,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     # What generation does unless told otherwise.
     config.sampling = dict(
-        num_inference_steps=8, num_diffusion_steps=15, guidance=dict(scale=3.0, renorm=1.0)
+        num_inference_steps=8, num_diffusion_steps=15, guidance=dict(scale=2.0, renorm=1.0)
     )
     config.motion_flow = 1.2
     return config
