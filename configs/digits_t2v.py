@@ -4,7 +4,8 @@
     python -m nova_jax.generate --checkpoint=runs/digits --prompt="a red seven drifts to the left"
     python -m nova_jax.evaluate --config=configs/digits_t2v.py --checkpoint=runs/digits
 
-`digits_t2v.py:demo` is the same run cut short, for `make demo`.
+`digits_t2v.py:demo` is the same run with a quarter of the steps, for `make demo`. The full one
+takes 45 minutes on two CPU cores and made the shipped model; docs/benchmarks.md scores both.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -38,7 +39,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.codec = dict(type="pixels", shift=-0.878, scale=2.0)
     config.text_encoder = dict(type="hashed_words", dim=128)
 
-    # Clips of real handwritten digits; the other batches are pictures of them.
+    # Clips of real handwritten digits. Pictures of them come first, then every fourth batch.
     config.dataset = dict(size=(24, 24), frames=6, fps=6.0, digit_size=14.0, num_clips=200_000)
     config.data = dict(
         batch_size=8,
