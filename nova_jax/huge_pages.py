@@ -1,4 +1,4 @@
-"""Large memory pages for large arrays on Linux CPUs, where they make training up to twice as fast.
+"""Large memory pages for large arrays on Linux CPUs: steps take a fifth to a third less time.
 
 XLA takes a step's working memory from malloc and gives it back after the step. In pages of 4 KiB
 the kernel then hands out, and clears, hundreds of thousands of pages a step. glibc asks for 2 MiB

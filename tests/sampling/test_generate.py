@@ -72,7 +72,7 @@ def test_cached_frames_equal_the_whole_sequence(rotary):
 
 
 def test_a_sample_does_not_depend_on_its_batch():
-    model, schedule = make(), FlowMatchingSchedule()
+    model, schedule = make(CONFIG), FlowMatchingSchedule()
     keys = jax.random.split(jax.random.key(9), 3)
     options = {"frames": 2, "config": SAMPLING}
     together = generate(model, schedule, conditions(3), keys=keys, **options)
@@ -84,7 +84,7 @@ def test_a_sample_does_not_depend_on_its_batch():
 
 
 def test_a_given_image_is_frame_zero_and_later_frames_follow():
-    model, image = make(), jax.random.normal(jax.random.key(4), (1, 8, 8, 3))
+    model, image = make(CONFIG), jax.random.normal(jax.random.key(4), (1, 8, 8, 3))
     keys, finished = jax.random.split(jax.random.key(9), 1), []
     video = generate(
         model,
@@ -103,7 +103,7 @@ def test_a_given_image_is_frame_zero_and_later_frames_follow():
 
 
 def test_truncating_all_guidance_is_no_guidance():
-    model, keys = make(), jax.random.split(jax.random.key(9), 1)
+    model, keys = make(CONFIG), jax.random.split(jax.random.key(9), 1)
 
     def draw(**guidance):
         config = dataclasses.replace(SAMPLING, guidance=GuidanceConfig(**guidance))
@@ -169,7 +169,7 @@ def test_noise_differs_by_frame_step_and_draw():
 
 
 def test_impossible_requests_are_named():
-    model, keys = make(), jax.random.split(jax.random.key(9), 1)
+    model, keys = make(CONFIG), jax.random.split(jax.random.key(9), 1)
     options = {"config": SAMPLING, "keys": keys}
     with pytest.raises(NovaError, match="frames is 0"):
         generate(model, FlowMatchingSchedule(), conditions(1), frames=0, **options)
