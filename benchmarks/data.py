@@ -16,6 +16,7 @@ from nova_jax.codecs.pixels import PixelCodec, to_float
 from nova_jax.data.digits import DigitsConfig, DigitsSource
 from nova_jax.data.motion import motion_score
 from nova_jax.data.pipeline import DataConfig, make_iterator
+from nova_jax.data.transforms import Encode
 
 TEXT_LENGTH = 16
 
@@ -39,22 +40,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of steady streaming to time")
     args = parser.parse_args()
 
-    source, codec, text_encoder = DigitsSource(DigitsConfig()), PixelCodec(), HashedTextEncoder()
+    source = DigitsSource(DigitsConfig())
+    encode = Encode(codec=PixelCodec(), text_encoder=HashedTextEncoder(), text_length=TEXT_LENGTH)
     clips = source.batch(range(args.batch))
     parts = {
         "rendering and captions": best(lambda: source.batch(range(args.batch))),
         "optical flow": best(lambda: motion_score(clips["frames"])),
-        "text encoding": best(lambda: text_encoder.encode(clips["caption"], TEXT_LENGTH)),
-        "pixels to latents": best(lambda: codec.encode(to_float(clips["frames"]))),
+        "text encoding": best(lambda: encode.text_encoder.encode(clips["caption"], TEXT_LENGTH)),
+        "pixels to latents": best(lambda: encode.codec.encode(to_float(clips["frames"]))),
     }
 
     def stream(source: DigitsSource, prefetch: int, workers: int, warm_up: int = 20) -> float:
         config = DataConfig(
             batch_size=args.batch, video_fraction=1.0, prefetch=prefetch, num_workers=workers
         )
-        with contextlib.closing(
-            make_iterator(source, config, codec, text_encoder, TEXT_LENGTH)
-        ) as batches:
+        with contextlib.closing(make_iterator(source, config, encode)) as batches:
             for _ in range(warm_up):
                 next(batches)
             start, count = time.perf_counter(), 0

@@ -51,14 +51,8 @@ def main() -> None:
 def preview(config: TrainConfig, out_dir: Path) -> None:
     """Writes a contact sheet and a video of the first training batches."""
     parts = build_parts(config)
-    batches = make_iterator(
-        DigitsSource(config.dataset),
-        config.data,
-        parts.codec,
-        parts.text_encoder,
-        config.model.text_length or 0,
-        keep_captions=True,
-    )
+    encode = parts.encode(keep_captions=True)
+    batches = make_iterator(DigitsSource(config.dataset), config.data, encode)
     print(*write_preview(batches, parts.codec, out_dir), sep="\n")
 
 

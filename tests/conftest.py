@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from small import VIDEO
 
 from nova_jax.checkpoints.native import save_model
 from nova_jax.models.config import NovaConfig
@@ -28,18 +29,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Sharding is tested on one machine; must be set before the first use of a device.
 jax.config.update("jax_num_cpu_devices", 8)
 
-MODEL = dict(
-    latent_channels=3,
-    latent_size=(16, 16),
-    patch_size=4,
-    frames=3,
-    temporal_encoder="vit_d1w32",
-    spatial_decoder="vit_d2w32",
-    diffusion_head="mlp_d1w32",
-    text_dim=16,
-    text_length=8,
-    mixer_rank=4,
-)
+MODEL = VIDEO | dict(latent_size=(16, 16), patch_size=4, frames=3)
 SAMPLING = dict(num_inference_steps=2, num_diffusion_steps=3, guidance=dict(scale=5.0))
 OPTIONS = {"network": "downloads from the Internet", "slow": "takes minutes"}
 

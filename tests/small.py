@@ -1,21 +1,38 @@
-"""A model small enough to compile in seconds, for tests of its structure."""
+"""Models small enough to compile in seconds."""
 
 import jax
 from flax import nnx
 
 from nova_jax.models import Nova, NovaConfig
 
-CONFIG = NovaConfig(
+#: Settings of the smallest video model, for tests of what surrounds it.
+VIDEO = dict(
     latent_channels=3,
-    latent_size=(8, 12),
-    patch_size=2,
-    frames=3,
-    temporal_encoder="vit_d2w32",
-    spatial_decoder="vit_d3w32",
-    diffusion_head="mlp_d2w32",
-    text_dim=8,
-    text_length=4,
+    latent_size=(12, 12),
+    patch_size=3,
+    frames=2,
+    temporal_encoder="vit_d1w32",
+    spatial_decoder="vit_d2w32",
+    diffusion_head="mlp_d1w32",
+    text_dim=16,
+    text_length=8,
     mixer_rank=4,
+)
+IMAGES = VIDEO | dict(frames=1, mixer_rank=None)
+
+#: For tests of the model itself: blocks that follow each other, sides that differ.
+CONFIG = NovaConfig.from_dict(
+    VIDEO
+    | dict(
+        latent_size=(8, 12),
+        patch_size=2,
+        frames=3,
+        temporal_encoder="vit_d2w32",
+        spatial_decoder="vit_d3w32",
+        diffusion_head="mlp_d2w32",
+        text_dim=8,
+        text_length=4,
+    )
 )
 
 

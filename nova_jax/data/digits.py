@@ -31,8 +31,10 @@ GLYPH = 8
 #: Every fifth image of a digit is held out: 20 %, the same share of each digit.
 HELD_OUT_EVERY = 5
 
-#: Length of a path as a share of the free room (what the digit leaves of the canvas).
-_PATH_LENGTH = {"slow": 0.6, "fast": 0.95}
+#: When a path passes the middle of the canvas and when a bounce turns, as shares of the clip.
+MIDDLE, TURN = 1 / 3, 2 / 3
+#: Length of a path as a share of the longest that keeps the digit on the canvas.
+_PATH_LENGTH = {"slow": 0.65, "fast": 0.95}
 
 Combination = tuple[int, str, str]
 
@@ -52,19 +54,19 @@ class DigitsConfig:
         `unseen_combinations`; held-out handwriting only) or "all".
       num_clips: how many different clips; the tables take 92 bytes of memory for each.
       seed: another seed, other clips.
-      place_jitter: 0 keeps paths centered, 1 uses all the room they leave.
+      place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
 
     size: tuple[int, int] = (24, 24)
-    frames: int = 6
-    fps: float = 6.0
-    digit_size: float = 14.0
+    frames: int = 4
+    fps: float = 4.0
+    digit_size: float = 12.0
     split: str = "train"
     combinations: str = "seen"
     num_clips: int = 200_000
     seed: int = 0
-    place_jitter: float = 0.15
+    place_jitter: float = 0.1
     size_jitter: float = 0.08
     brightness_jitter: float = 0.15
 
@@ -121,6 +123,16 @@ def unseen_combinations() -> tuple[Combination, ...]:
     return combinations("unseen")
 
 
+def progress(path: str, frames: int) -> np.ndarray:
+    """How far along its direction a path is in each frame, float64 [F]; straight ones end at 1.
+
+    A bounce runs like a straight path until it turns, so that only its caption can announce the
+    turn, and keeps its speed. A single frame shows the middle.
+    """
+    time = np.linspace(0, 1, frames) if frames > 1 else np.array([MIDDLE])
+    return TURN - np.abs(time - TURN) if path.startswith("bounce") else time
+
+
 @functools.lru_cache
 def glyphs(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the handwritten digits of a split: images float32 [n, 8, 8] in [0, 1], labels [n]."""
@@ -139,6 +151,7 @@ class DigitsSource:
         self.config = config
         self._combinations = combinations(config.combinations)
         self._glyphs, labels = glyphs(config.split)
+        self._progress = {path: progress(path, config.frames) for path in PATHS}
         self._of_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
         # Drawn row by row: a clip stays the same when num_clips changes.
         rng = np.random.Generator(np.random.Philox(config.seed))
@@ -223,20 +236,16 @@ class DigitsSource:
         # Interpolation softens the glyph's edge by half a cell on each side.
         room = np.array(config.size) - (GLYPH + 1) * cell[:, None]
 
-        moving = config.frames > 1
-        time = np.linspace(0, 1, config.frames) if moving else np.array([0.5])
-        bounces = np.array([path.startswith("bounce") for path in paths])[:, None] & moving
-        # Out and back covers the same length, hence the same speed, as straight on.
-        progress = np.where(bounces, np.minimum(time, 1 - time) - 0.25, time - 0.5)
-
         share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * (0.95 + 0.1 * length)
         direction = np.array([PATHS[path][::-1] for path in paths], float)
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-        travel = (share * room.min(-1))[:, None] * direction
-        left_over = room - np.abs(travel) * np.where(bounces, 0.5, 1)
+        # From the middle to the end it must not go further than to the edge.
+        travel = (share * room.min(-1) / 2 / (1 - MIDDLE))[:, None] * direction
+        left_over = room - 2 * (1 - MIDDLE) * np.abs(travel)
         shift = config.place_jitter * left_over * (np.stack([down, right], -1) - 0.5)
-        start = (cell / 2)[:, None] + room / 2 + shift
-        corner = start[:, None] + progress[..., None] * travel[:, None]
+        middle = (cell / 2)[:, None] + room / 2 + shift
+        along = np.stack([self._progress[path] for path in paths]) - MIDDLE
+        corner = middle[:, None] + along[..., None] * travel[:, None]
         return cell, corner, 1 - config.brightness_jitter * light
 
 

@@ -14,8 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
-from nova_jax.data.transforms import ChooseCaptions, Encode
+from nova_jax.data.transforms import ChooseConditions, Encode
 from nova_jax.errors import NovaError
 
 #: As good as endless, and sums of such lengths still fit an index.
@@ -46,6 +45,8 @@ class DataConfig:
       picture_batches_first: how many batches are pictures only before videos mix in. Shapes and
         colors are learned from pictures several times faster (paper, section 4.1).
       text_dropout: probability that a sample's caption is dropped.
+      flow_dropout: probability that its motion score gives way to `default_flow`.
+      default_flow: the motion score that means any; what generation asks for by default.
       short_caption_fraction: probability of the short caption.
       seed: of the order and of the random choices.
       prefetch: batches held ready, in each worker; 0 computes them on demand.
@@ -57,6 +58,8 @@ class DataConfig:
     video_fraction: float = 0.75
     picture_batches_first: int = 0
     text_dropout: float = 0.1
+    flow_dropout: float = 0.0
+    default_flow: float = 5.0
     short_caption_fraction: float = 0.3
     seed: int = 0
     prefetch: int = 4
@@ -66,7 +69,7 @@ class DataConfig:
         for name in ("batch_size", "image_batch_size"):
             if getattr(self, name) < 1:
                 raise NovaError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("video_fraction", "text_dropout", "short_caption_fraction"):
+        for name in ("video_fraction", "text_dropout", "flow_dropout", "short_caption_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise NovaError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         for name in ("picture_batches_first", "seed", "prefetch", "num_workers"):
@@ -77,21 +80,14 @@ class DataConfig:
 def make_iterator(
     source: ClipSource,
     config: DataConfig,
-    codec: VideoCodec,
-    text_encoder: TextEncoder,
-    text_length: int,
+    encode: Encode,
     process_index: int = 0,
     process_count: int = 1,
-    *,
-    keep_captions: bool = False,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator of training batches.
+    """Returns an endless iterator of training batches, each the share of one process.
 
-    Each batch is a dict of NumPy arrays, the share of one process:
-      latents: float32 [B, T, h, w, C], T = 1 for a batch of pictures.
-      text: float32 [B, L, d]; text_length: int32 [B], 0 where the caption was dropped.
-      flow: float32 [B], measured, in pixels per frame; fps: float32 [B].
-    With `keep_captions` also caption (list of strings) and dropped (bool [B]).
+    A batch is what `Encode` returns: latents [B, T, h, w, C] with T = 1 for pictures, text and
+    text_length, 0 where the caption was dropped, motion score (flow) and fps.
 
     `get_state()` and `set_state()` save and restore the position: the batches after it are the same
     to the bit. Process p of P takes every P-th clip of one shuffled stream, so that processes never
@@ -100,8 +96,11 @@ def make_iterator(
     Raises:
       NovaError: a batch size that the processes cannot share equally.
     """
-    choose = ChooseCaptions(
-        short_fraction=config.short_caption_fraction, dropout=config.text_dropout
+    choose = ChooseConditions(
+        short_fraction=config.short_caption_fraction,
+        text_dropout=config.text_dropout,
+        flow_dropout=config.flow_dropout,
+        default_flow=config.default_flow,
     )
 
     def stream(kind: int, clips: ClipSource, size: str) -> grain.MapDataset:
@@ -126,27 +125,15 @@ def make_iterator(
         batches = grain.MapDataset.mix([videos(), pictures()[first:]], [fraction, 1 - fraction])
     if first:
         batches = grain.MapDataset.concatenate([pictures()[:first], batches])
-    batches = batches.map(
-        Encode(
-            codec=codec,
-            text_encoder=text_encoder,
-            text_length=text_length,
-            keep_captions=keep_captions,
-        )
-    )
-    return _iterate(batches, config)
+    return _iterate(batches.map(encode), config)
 
 
 def make_evaluation_iterator(
     source: ClipSource,
     config: DataConfig,
-    codec: VideoCodec,
-    text_encoder: TextEncoder,
-    text_length: int,
+    encode: Encode,
     process_index: int = 0,
     process_count: int = 1,
-    *,
-    keep_captions: bool = False,
 ) -> grain.DatasetIterator:
     """Returns an iterator over a source, once, in order: long captions, none dropped, no pictures.
 
@@ -163,20 +150,8 @@ def make_evaluation_iterator(
             "smaller or num_clips larger"
         )
     indices = grain.MapDataset.range(len(source) // config.batch_size * config.batch_size)
-    batches = (
-        indices[process_index::process_count]
-        .batch(share)
-        .map(source.batch)
-        .map(
-            Encode(
-                codec=codec,
-                text_encoder=text_encoder,
-                text_length=text_length,
-                keep_captions=keep_captions,
-            )
-        )
-    )
-    return _iterate(batches, config)
+    batches = indices[process_index::process_count].batch(share).map(source.batch)
+    return _iterate(batches.map(encode), config)
 
 
 def _share(size: int, process_count: int, name: str) -> int:

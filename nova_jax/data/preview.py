@@ -38,7 +38,7 @@ def write_preview(
     and the number of latent frames. The video plays up to six of the clips, three times.
 
     Args:
-      batches: from `make_iterator(..., keep_captions=True)`; the stream moves on.
+      batches: from `make_iterator`, its `Encode` with keep_captions=True; the stream moves on.
       codec: the one the batches were made with.
       out_dir: made if missing; nothing in it is overwritten.
       count: how many clips of each kind, at most; a hundred batches are searched for them.
@@ -81,7 +81,7 @@ def write_preview(
 
 def _clips(batch: dict[str, Any], codec: VideoCodec) -> list[_Clip]:
     if "caption" not in batch:
-        raise NovaError("a preview needs captions; make the iterator with keep_captions=True")
+        raise NovaError("a preview needs captions; encode batches with keep_captions=True")
     pixels = np.asarray(to_uint8(codec.decode(batch["latents"])))
     latent_frames = batch["latents"].shape[1]
     return [

@@ -17,26 +17,29 @@ Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChooseCaptions:
-    """Takes the short caption with probability `short_fraction`; drops it with `dropout`.
+class ChooseConditions:
+    """Takes the short caption with probability `short_fraction`; drops captions and motion scores.
 
     A dropped caption is the empty string: no text rows, which is what the model learns the
-    unconditional case from (classifier-free guidance). The choices are drawn for each pass over the
-    data anew, from the generator that belongs to the batch's place in the stream.
+    unconditional case from (classifier-free guidance). A dropped motion score is `default_flow`, so
+    that the model learns to take it for "as the caption says". The choices are drawn for each pass
+    over the data anew, from the generator that belongs to the batch's place in the stream.
     """
 
     short_fraction: float
-    dropout: float
+    text_dropout: float
+    flow_dropout: float
+    default_flow: float
 
     def __call__(self, clips: Batch, rng: np.random.Generator) -> Batch:
-        """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B])."""
-        short, dropped = rng.random((2, len(clips["caption"]))) < np.array(
-            [[self.short_fraction], [self.dropout]]
-        )
+        """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B]); "flow"."""
+        shares = np.array([[self.short_fraction], [self.text_dropout], [self.flow_dropout]])
+        short, dropped, any_flow = rng.random((3, len(clips["caption"]))) < shares
         forms = zip(clips["caption"], clips["short_caption"], short, strict=True)
         return clips | {
             "caption": [brief if use else full for full, brief, use in forms],
             "dropped": dropped,
+            "flow": np.where(any_flow, np.float32(self.default_flow), clips["flow"]),
         }
 
 
@@ -54,7 +57,13 @@ class Encode:
     keep_captions: bool = False
 
     def __call__(self, clips: Batch) -> Batch:
-        """Returns "latents" [B, T, h, w, C], "text" [B, L, d], "text_length", "flow", "fps" [B]."""
+        """Returns a training batch of NumPy arrays.
+
+        Returns:
+          latents: float32 [B, T, h, w, C].
+          text: float32 [B, L, d]; text_length: int32 [B], 0 where the caption was dropped.
+          flow: float32 [B], motion score in pixels a frame; fps: float32 [B].
+        """
         dropped = clips.get("dropped", np.zeros(len(clips["caption"]), bool))
         shown = ["" if drop else text for text, drop in zip(clips["caption"], dropped, strict=True)]
         text, lengths = self.text_encoder.encode(shown, self.text_length)

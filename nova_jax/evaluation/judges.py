@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from sklearn.svm import SVC
 
 from nova_jax.data.captions import COLORS, PATHS, SPEEDS
-from nova_jax.data.digits import DigitsConfig, DigitsSource, glyphs
+from nova_jax.data.digits import DigitsConfig, DigitsSource, glyphs, progress
 
 Clip = UInt8[np.ndarray, "f h w 3"]
 
@@ -72,12 +72,9 @@ def measure_color(clip: Clip) -> str:
 @functools.lru_cache
 def _path_templates(frames: int) -> Float[np.ndarray, "k f 2"]:
     """The track of each of `PATHS` over one unit of travel, about its own mean."""
-    time = np.linspace(0, 1, frames)
-    out_and_back = np.minimum(time, 1 - time)
     templates = np.stack(
         [
-            np.outer(out_and_back if name.startswith("bounce") else time, direction)
-            / np.linalg.norm(direction)
+            np.outer(progress(name, frames), direction) / np.linalg.norm(direction)
             for name, direction in PATHS.items()
         ]
     )

@@ -25,6 +25,7 @@ from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.codecs.pixels import to_uint8
 from nova_jax.data.digits import DigitsSource
 from nova_jax.data.pipeline import make_evaluation_iterator, make_iterator
+from nova_jax.data.transforms import Encode
 from nova_jax.distributed.mesh import check_batch_size, make_mesh, shard_batch
 from nova_jax.errors import NovaError
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
@@ -46,6 +47,16 @@ class Parts:
     schedule: Schedule
     codec: VideoCodec
     text_encoder: TextEncoder
+    text_length: int
+
+    def encode(self, *, keep_captions: bool = False) -> Encode:
+        """What turns clips into training batches."""
+        return Encode(
+            codec=self.codec,
+            text_encoder=self.text_encoder,
+            text_length=self.text_length,
+            keep_captions=keep_captions,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,17 +98,14 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     claim_workdir(workdir, config.to_dict(), config.changeable())
 
     # 2. The data: an endless stream whose position is part of a checkpoint, and held-out clips.
-    text_length = config.model.text_length or 0
     shard = (jax.process_index(), jax.process_count())
     source = DigitsSource(config.dataset)
-    data = make_iterator(source, config.data, parts.codec, parts.text_encoder, text_length, *shard)
+    data = make_iterator(source, config.data, parts.encode(), *shard)
     clips = config.evaluation.batches * config.data.batch_size
     held_out = DigitsSource(dataclasses.replace(config.dataset, split="held_out", num_clips=clips))
     evaluation_data = [
         shard_batch(batch, mesh)
-        for batch in make_evaluation_iterator(
-            held_out, config.data, parts.codec, parts.text_encoder, text_length, *shard
-        )
+        for batch in make_evaluation_iterator(held_out, config.data, parts.encode(), *shard)
     ]
 
     # 3. The state, sharded from the start, and the programs that work on it.
@@ -227,14 +235,17 @@ def build_parts(config: TrainConfig) -> Parts:
                 f"config.model.{name} is {value}, config.{section} gives {needed}; make them equal"
             )
     return Parts(
-        schedule=schedule_from_dict(config.schedule), codec=codec, text_encoder=text_encoder
+        schedule=schedule_from_dict(config.schedule),
+        codec=codec,
+        text_encoder=text_encoder,
+        text_length=model.text_length or 0,
     )
 
 
 def draw_samples(model: Nova, config: TrainConfig, parts: Parts) -> np.ndarray:
     """Videos of ``config.samples.prompts``, the same noise each time: uint8 [B, F, H, W, 3]."""
     samples, count = config.samples, len(config.samples.prompts)
-    text, length = parts.text_encoder.encode(samples.prompts, config.model.text_length or 0)
+    text, length = parts.text_encoder.encode(samples.prompts, parts.text_length)
     conditions = Conditions(
         text=jnp.asarray(text),
         text_length=jnp.asarray(length),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
@@ -16,16 +17,7 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 
-MODEL = NovaConfig(
-    latent_channels=3,
-    latent_size=(8, 8),
-    patch_size=2,
-    temporal_encoder="vit_d1w32",
-    spatial_decoder="vit_d2w32",
-    diffusion_head="mlp_d1w32",
-    text_dim=16,
-    text_length=8,
-)
+MODEL = NovaConfig.from_dict(small.IMAGES)
 CONFIG = {
     "model": MODEL.to_dict(),
     "schedule": {"type": "flow_matching", "shift": 1.0},

@@ -11,6 +11,7 @@ from nova_jax.data.digits import (
     DigitsSource,
     combinations,
     glyphs,
+    progress,
     unseen_combinations,
 )
 from nova_jax.data.motion import motion_score
@@ -96,12 +97,19 @@ def test_motion_follows_the_path(clips):
     place = centers(clips["frames"])
     for path, track in zip(clips["path"], place, strict=True):
         direction = np.array(PATHS[path])
-        first_half, whole = track[2] - track[0], track[-1] - track[0]
-        assert (np.sign(np.round(first_half / 0.4)) == direction).all(), path
+        before, after = track[2] - track[0], track[3] - track[2]
+        assert (np.sign(np.round(before / 0.8)) == direction).all(), path
+        turned = -1 if path.startswith("bounce") else 1
+        assert (np.sign(np.round(after / 0.8)) == turned * direction).all(), path
+
+
+def test_only_the_caption_announces_a_turn():
+    """Up to the turn, clips of a bounce and of the straight path are alike."""
+    for path in PATHS:
         if path.startswith("bounce"):
-            assert np.abs(whole).max() < 0.35, path
-        else:
-            assert (np.sign(np.round(whole / 1.0)) == direction).all(), path
+            straight = progress(path.removeprefix("bounce_"), 7)
+            np.testing.assert_allclose(progress(path, 7)[:5], straight[:5])
+            assert (np.diff(progress(path, 7)) < 0).tolist() == [False] * 4 + [True] * 2
 
 
 def test_colors_are_true(clips):

@@ -12,22 +12,21 @@ from nova_jax.codecs.pixels import PixelCodec, to_float
 from nova_jax.data.captions import MAX_WORDS
 from nova_jax.data.digits import DigitsConfig, DigitsSource
 from nova_jax.data.pipeline import DataConfig, make_evaluation_iterator, make_iterator
+from nova_jax.data.transforms import Encode
 from nova_jax.errors import NovaError
 
 SOURCE = DigitsSource(DigitsConfig(num_clips=48, frames=3))
+ENCODE = Encode(
+    codec=PixelCodec(),
+    text_encoder=HashedTextEncoder(dim=16),
+    text_length=MAX_WORDS,
+    keep_captions=True,
+)
 CONFIG = DataConfig(batch_size=8, image_batch_size=16, prefetch=0)
 
 
 def stream(config=CONFIG, *process, make=make_iterator, source=SOURCE):
-    return make(
-        source,
-        config,
-        PixelCodec(),
-        HashedTextEncoder(dim=16),
-        MAX_WORDS,
-        *process,
-        keep_captions=True,
-    )
+    return make(source, config, ENCODE, *process)
 
 
 def take(iterator, count):
@@ -64,7 +63,7 @@ def test_batches_have_the_promised_form():
             "latents": "float32", "text": "float32", "flow": "float32", "fps": "float32",
         }  # fmt: skip
         assert batch["text_length"].dtype == np.int32
-    without = next(make_iterator(SOURCE, CONFIG, PixelCodec(), HashedTextEncoder(dim=16), 4))
+    without = next(make_iterator(SOURCE, CONFIG, dataclasses.replace(ENCODE, keep_captions=False)))
     assert without.keys() == {"latents", "text", "text_length", "flow", "fps"}
 
 
@@ -166,6 +165,14 @@ def test_captions_are_dropped_and_shortened_as_often_as_asked():
     assert abs(np.mean(brief) - 0.5) < 0.1
 
 
+def test_motion_scores_give_way_as_often_as_asked():
+    config = dataclasses.replace(CONFIG, flow_dropout=0.25, default_flow=9.0)
+    flow = np.concatenate([batch["flow"] for batch in take(stream(config), 100)])
+    assert abs((flow == 9).mean() - 0.25) < 0.05
+    measured = np.concatenate([SOURCE.batch(range(48))["flow"], [0]])  # pictures score 0
+    assert set(flow) - {9} <= set(measured)
+
+
 def test_choices_are_drawn_anew_each_epoch():
     config = dataclasses.replace(CONFIG, video_fraction=1.0, text_dropout=0.5, batch_size=48)
     first, second = take(stream(config), 2)
@@ -194,6 +201,7 @@ def test_evaluation_is_finite_in_order_and_complete():
         ({"batch_size": 0}, "batch_size"),
         ({"video_fraction": 1.5}, "video_fraction"),
         ({"text_dropout": -0.1}, "text_dropout"),
+        ({"flow_dropout": 2.0}, "flow_dropout"),
         ({"picture_batches_first": -1}, "picture_batches_first"),
         ({"num_workers": -1}, "num_workers"),
     ],

@@ -8,13 +8,17 @@ from nova_jax.codecs.pixels import PixelCodec
 from nova_jax.data.digits import DigitsConfig, DigitsSource
 from nova_jax.data.pipeline import DataConfig, make_iterator
 from nova_jax.data.preview import write_preview
+from nova_jax.data.transforms import Encode
 from nova_jax.errors import NovaError
 
 
 def batches(**settings):
     source = DigitsSource(DigitsConfig(num_clips=16, frames=4))
     config = DataConfig(batch_size=4, image_batch_size=4, prefetch=0)
-    return make_iterator(source, config, PixelCodec(), HashedTextEncoder(dim=16), 8, **settings)
+    encode = Encode(
+        codec=PixelCodec(), text_encoder=HashedTextEncoder(dim=16), text_length=8, **settings
+    )
+    return make_iterator(source, config, encode)
 
 
 # FFmpeg is started by a fork, which JAX warns of; the child runs no JAX.

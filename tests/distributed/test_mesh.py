@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
@@ -21,16 +22,7 @@ from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training.state import EMAConfig, create_state
 from nova_jax.training.step import make_train_step
 
-IMAGES = NovaConfig(
-    latent_channels=3,
-    latent_size=(12, 12),
-    patch_size=3,
-    temporal_encoder="vit_d1w32",
-    spatial_decoder="vit_d2w32",
-    diffusion_head="mlp_d1w32",
-    text_dim=16,
-    text_length=8,
-)
+IMAGES = NovaConfig.from_dict(small.IMAGES)
 
 
 def test_all_devices_are_data_parallel_unless_told_otherwise():

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from small import VIDEO
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,18 +29,7 @@ def run() -> dict[str, Any]:
     """Plain values of a `TrainConfig`: 6 steps, pictures and videos of 2 frames, 8 a batch."""
     return {
         "steps": 6,
-        "model": {
-            "latent_channels": 3,
-            "latent_size": (12, 12),
-            "patch_size": 3,
-            "frames": 2,
-            "temporal_encoder": "vit_d1w32",
-            "spatial_decoder": "vit_d2w32",
-            "diffusion_head": "mlp_d1w32",
-            "text_dim": 16,
-            "text_length": 8,
-            "mixer_rank": 4,
-        },
+        "model": dict(VIDEO),
         "schedule": {"type": "flow_matching"},
         "codec": {"type": "pixels"},
         "text_encoder": {"type": "hashed_words", "dim": 16},
