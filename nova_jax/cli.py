@@ -1,4 +1,4 @@
-"""What every command does around its work: parse flags, turn user errors into one line, progress.
+"""What every command does around its work: parse flags, turn user errors into one line.
 
 Exit codes: 0 done, 2 the request cannot be met (the line on stderr says why), 130 interrupted.
 Anything else that is raised is a bug and keeps its traceback.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 
 from absl import app, flags
 from ml_collections.config_flags import config_flags
-from tqdm import tqdm
 
 from nova_jax.errors import NovaError
 from nova_jax.huge_pages import restart_command_with_huge_pages
@@ -33,21 +31,6 @@ def run(main: Callable[..., None], *, arguments: str | None = None) -> None:
         takes none, and then any that is given is an error.
     """
     sys.exit(_status(main, arguments))
-
-
-@contextmanager
-def progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (units done, units in all) that shows a progress bar when called."""
-    with ExitStack() as stack:
-        bar: tqdm | None = None
-
-        def show(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = stack.enter_context(tqdm(desc=what, unit=unit, total=total))
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _status(main: Callable[..., None], arguments: str | None) -> int:

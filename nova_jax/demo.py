@@ -48,8 +48,7 @@ def main() -> None:
 
     print(f"2. Generating {len(PROMPTS)} videos ...")
     pipeline = NovaPipeline.from_checkpoint(out / "run" / "model")
-    with cli.progress("generating", "frame") as on_frame:
-        videos = pipeline(PROMPTS, on_frame=on_frame)
+    videos = pipeline(PROMPTS)
     clips = media.enlarge(videos.frames)
     sheet = media.contact_sheet(media.enlarge(videos.frames, 96), PROMPTS)
     written = [media.save(out / "videos.png", media.encode_png(sheet))]

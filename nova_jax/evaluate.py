@@ -63,13 +63,11 @@ def main() -> None:
     print("  " + "  ".join(f"{name} {100 * rate:.1f}" for name, rate in real.items()))
 
     questions = draw_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
-    with cli.progress("generating", "frame") as on_frame:
-        videos = pipeline(
-            [question.prompt for question in questions],
-            seed=range(SEED.value, SEED.value + len(questions)),
-            batch_size=BATCH_SIZE.value,
-            on_frame=on_frame,
-        )
+    videos = pipeline(
+        [question.prompt for question in questions],
+        seed=range(SEED.value, SEED.value + len(questions)),
+        batch_size=BATCH_SIZE.value,
+    )
     verdicts = [judges(clip) for clip in videos.frames]
     table = tally(questions, verdicts)
     print(f"{CHECKPOINT.value}, {len(questions)} prompts, percent right [95 % interval] / judged:")

@@ -18,7 +18,10 @@ from nova_jax.errors import NovaError
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", str(SHIPPED), "Model directory, or --workdir of a training run."
+    "checkpoint",
+    str(SHIPPED),
+    "Model directory, --workdir of a training run, or a model in the released layout: its "
+    "directory or its id on the Hugging Face hub.",
 )
 WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
@@ -27,7 +30,10 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.
 IMAGE = flags.DEFINE_string("image", None, "Picture that becomes the first frame.")
 FRAMES = flags.DEFINE_integer("frames", None, "Frames of a video; 1 makes a picture.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed and prompt, same video.", lower_bound=0)
-COPIES = flags.DEFINE_integer("videos_per_prompt", 1, "Videos of each prompt.", lower_bound=1)
+COPIES = flags.DEFINE_integer("num_images_per_prompt", 1, "Samples of each.", lower_bound=1)
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Type of the computation; half the memory."
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Most videos made together.", lower_bound=1)
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 GIF = flags.DEFINE_bool("gif", False, "Write GIFs, not MP4s.")
@@ -42,6 +48,9 @@ UPSCALE = flags.DEFINE_integer(
 OPTIONS = {
     flag.name: flag
     for flag in (
+        flags.DEFINE_integer(
+            "max_latent_length", None, "Latent frames, in place of --frames.", lower_bound=1
+        ),
         flags.DEFINE_integer(
             "num_inference_steps", None, "Autoregressive steps of a frame.", lower_bound=1
         ),
@@ -65,29 +74,38 @@ def main() -> None:
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
     image = media.read_image(IMAGE.value) if IMAGE.value else None
-    pipeline = NovaPipeline.from_checkpoint(CHECKPOINT.value, which=WHICH.value)
-    if image is not None and image.shape[:2] != pipeline.size:
-        given, needed = (f"{width}x{height}" for height, width in (image.shape[:2], pipeline.size))
-        print(f"{IMAGE.value}: {given} scaled and cropped about its center to {needed}")
-
-    with cli.progress("generating", "frame") as on_frame:
-        videos = pipeline(
-            prompts,
-            NEGATIVE.value,
-            image=image,
-            num_frames=FRAMES.value,
-            seed=SEED.value,
-            num_videos_per_prompt=COPIES.value,
-            batch_size=BATCH_SIZE.value,
-            on_frame=on_frame,
-            **{name: flag.value for name, flag in OPTIONS.items()},
-        )
+    pipeline = _load(CHECKPOINT.value)
+    videos = pipeline(
+        prompts if pipeline.config.num_classes is None else _labels(prompts),
+        negative_prompt=NEGATIVE.value,
+        image=image,
+        num_frames=FRAMES.value,
+        seed=SEED.value,
+        num_images_per_prompt=COPIES.value,
+        batch_size=BATCH_SIZE.value,
+        **{name: flag.value for name, flag in OPTIONS.items()},
+    )
 
     for index, clip in enumerate(videos.frames):
         prompt, copy = prompts[index // COPIES.value], index % COPIES.value
         name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
         clip = media.enlarge(clip, UPSCALE.value)
         print(media.save_clip(Path(OUT.value) / name, clip, FPS.value or videos.fps, gif=GIF.value))
+
+
+def _load(source: str) -> NovaPipeline:
+    """Loads whatever --checkpoint names."""
+    directory = Path(source)
+    if (directory / "model_index.json").exists() or not directory.exists():
+        return NovaPipeline.from_pretrained(source, dtype=DTYPE.value)
+    return NovaPipeline.from_checkpoint(source, which=WHICH.value, dtype=DTYPE.value)
+
+
+def _labels(prompts: list[str]) -> list[int]:
+    try:
+        return [int(prompt) for prompt in prompts]
+    except ValueError as error:
+        raise NovaError(f"this model takes class numbers as prompts ({error})") from error
 
 
 def _read_prompts(path: str) -> list[str]:

@@ -18,7 +18,18 @@ LAYERS = (
     ("sampling", "codecs"),
     ("checkpoints", "data", "distributed"),
     ("training", "pipeline", "evaluation"),
-    ("cli", "train", "generate", "prepare", "convert", "parity", "evaluate", "plan", "demo"),
+    (
+        "cli",
+        "train",
+        "generate",
+        "prepare",
+        "convert",
+        "parity",
+        "parity_live",
+        "evaluate",
+        "plan",
+        "demo",
+    ),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -1,12 +1,18 @@
-"""NovaPipeline on a small untrained model: the same video wherever and with whomever it is made."""
+"""NovaPipeline on small untrained models: the same video wherever and with whomever it is made."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
+from nova_jax import media
+from nova_jax.distributed.mesh import make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 
+RELEASED = Path(__file__).parent / "golden" / "pipeline_t2v"
 PROMPTS = ["a red one", "a blue two moves up", "the digit three in white", "green 4, left"]
 
 
@@ -46,7 +52,7 @@ def test_a_video_is_the_same_on_several_devices(untrained, videos):
 
 
 def test_seed_and_copy_make_a_difference_and_nothing_else_does(pipeline, videos):
-    copies = pipeline(PROMPTS[:2], seed=[7, 8], num_videos_per_prompt=2).frames
+    copies = pipeline(PROMPTS[:2], seed=[7, 8], num_images_per_prompt=2).frames
     assert_same(copies[:1], videos[:1])
     pairs = [copies[0], copies[1], copies[2], videos[1]]  # a copy, another seed
     for one, other in zip(pairs, pairs[1:], strict=False):
@@ -84,10 +90,11 @@ def test_options_reach_the_sampler(pipeline, options):
     assert np.abs(changed.astype(int) - plain).max() > 1
 
 
-def test_progress_counts_frames_of_all_batches(pipeline):
-    calls = []
-    pipeline(PROMPTS[:4], batch_size=2, on_frame=lambda done, total: calls.append((done, total)))
-    assert calls == [(done, 6) for done in range(7)]
+def test_progress_counts_frames_of_all_batches_and_can_be_silenced(pipeline, capsys):
+    pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2)
+    assert "6/6" in capsys.readouterr().err
+    pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2, disable_progress_bar=True)
+    assert not capsys.readouterr().err
 
 
 def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
@@ -121,3 +128,83 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
     with pytest.raises(NovaError, match=message):
         pipeline(**arguments)
+
+
+@pytest.fixture(scope="module")
+def released() -> NovaPipeline:
+    return NovaPipeline.from_pretrained(RELEASED)
+
+
+def run(pipeline: NovaPipeline, *arguments, **options):
+    few = {"num_inference_steps": 2, "num_diffusion_steps": 2, "disable_progress_bar": True}
+    return pipeline(*arguments, **few | options)
+
+
+def test_a_released_model_makes_pictures_unless_told_otherwise(released):
+    output = run(released, "a red seven")
+    assert output.frames.shape == (1, 1, 64, 96, 3)
+    assert output.images[0].size == (96, 64)
+    arrays = run(released, "a red seven", output_type="np")
+    np.testing.assert_array_equal(arrays.images, output.frames[:, 0])
+    video = run(released, "a red seven", max_latent_length=2)
+    assert video.frames.shape == (1, 5, 64, 96, 3) and video.images is None
+    np.testing.assert_array_equal(run(released, "a red seven", num_frames=5).frames, video.frames)
+
+
+def test_latents_can_be_taken_out_and_put_in(released):
+    latents = run(released, "one", max_latent_length=2, output_type="latent").frames
+    assert latents.shape == (1, 2, 8, 12, 4) and latents.dtype == np.float32
+    longer = run(released, ["one", "two"], max_latent_length=3, latents=latents)
+    np.testing.assert_array_equal(longer.latents[:, :2], latents.repeat(2, axis=0))
+    with pytest.raises(NovaError, match="nothing is left to generate"):
+        run(released, "one", max_latent_length=2, latents=latents)
+    with pytest.raises(NovaError, match=r"latents have shape \[1, 8, 12, 4\]"):
+        run(released, "one", max_latent_length=2, latents=latents[0, :1])
+
+
+def test_text_features_stand_for_prompts(released):
+    features, lengths = released.text_encoder.encode(["a red seven", "a city"], 16)
+    embeds = [row[:length] for row, length in zip(features, lengths, strict=True)]
+    by_text = run(released, "a red seven", negative_prompt="a city").latents
+    by_embeds = run(released, prompt_embeds=embeds[:1], negative_prompt_embeds=embeds[1:]).latents
+    np.testing.assert_array_equal(by_embeds, by_text)
+    with pytest.raises(NovaError, match="a prompt and its embeddings are given"):
+        run(released, "a red seven", prompt_embeds=embeds[:1])
+    with pytest.raises(NovaError, match=r"shape \[3, 5\]; this model takes \[rows, 32\]"):
+        run(released, prompt_embeds=[np.zeros((3, 5))])
+    with pytest.raises(NovaError, match="2 negative prompts for 3 prompts"):
+        run(released, ["a", "b", "c"], negative_prompt=["d", "e"])
+
+
+def test_an_image_prompt_of_another_size_is_cropped_and_says_so(released, caplog):
+    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    first = run(released, "one", max_latent_length=2, image=Image.fromarray(image))
+    assert "100x100 scaled and cropped about its center to 96x64" in caplog.text
+    cut = media.fit_image(image, (64, 96))
+    # The latent of an image is drawn, from the sample's own key.
+    both = run(released, ["two", "one"], max_latent_length=2, image=cut)
+    assert_same(both.frames[1:], first.frames)
+    other = run(released, "one", max_latent_length=2, image=cut, seed=1)
+    assert np.abs(other.latents[:, 0] - first.latents[:, 0]).max() > 0
+    with pytest.raises(NovaError, match="ask for more than one frame"):
+        run(released, "one", image=cut)
+
+
+def test_a_key_is_as_good_as_a_seed(released):
+    by_seed = run(released, "one", seed=5).latents
+    np.testing.assert_array_equal(run(released, "one", key=jax.random.key(5)).latents, by_seed)
+
+
+def test_parameters_can_be_split_over_a_mesh(released):
+    mesh = make_mesh(jax.devices()[:4], fsdp=2, tensor=2)
+    spread = NovaPipeline.from_pretrained(RELEASED, mesh=mesh)
+    prompts = ["one", "two", "three"]
+    difference = run(spread, prompts).latents - run(released, prompts).latents
+    assert np.abs(difference).max() < 1e-4
+
+
+def test_unknown_arguments_are_errors(released):
+    with pytest.raises(TypeError, match="guidance_scael"):
+        released("one", guidance_scael=3)
+    with pytest.raises(NovaError, match="output_type is 'pt'"):
+        released("one", output_type="pt")

@@ -2,7 +2,8 @@
 
 A model directory is what `generate` and `evaluate` read and what ships in the package:
 
-    config.json        what the model is: transformer, noise schedule, codec, text encoder, ...
+    config.json        what the model is: transformer, noise schedule, codec, text encoder, ...;
+                       `dtypes` are those of the release, of all tensors or by released name
     params/            its variables, a flat {dotted path: array} in Orbax's format
     checksums.json     size and CRC-32 of every file under params/
 
@@ -36,7 +37,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from nova_jax.codecs import codec_from_dict, text_encoder_from_dict
+from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -53,6 +54,7 @@ MODEL_KEYS = (
     "sampling",
     "motion_flow",
     "dataset",
+    "dtypes",
 )
 _CONFIG, _CHECKSUMS = "config.json", "checksums.json"
 _PARAMS, _CHECKPOINTS = "params", "checkpoints"
@@ -88,7 +90,7 @@ def save_model(
     variables: Mapping[str, jax.Array],
     config: Mapping[str, Any],
     step: int,
-    dtype: jax.typing.DTypeLike = jnp.float32,
+    dtype: jax.typing.DTypeLike | None = jnp.float32,
 ) -> None:
     """Writes a model directory, replacing an earlier one of this format.
 
@@ -97,7 +99,7 @@ def save_model(
         variables: every variable of the model by dotted path.
         config: plain values under `MODEL_KEYS`; other keys are left out.
         step: training steps behind the model.
-        dtype: stored type; a half type halves the files.
+        dtype: stored type; a half type halves the files. None keeps the types there are.
 
     Raises:
         NovaError: if something else is at `directory`, or the disk is full.
@@ -105,7 +107,7 @@ def save_model(
     directory = Path(directory).absolute()
     if directory.exists() and any(directory.iterdir()) and not (directory / _PARAMS).exists():
         raise NovaError(f"{directory} exists and is no model directory; choose another place")
-    stored = {name: value.astype(dtype) for name, value in variables.items()}
+    stored = {name: value.astype(dtype or value.dtype) for name, value in variables.items()}
     described = FORMAT | {"step": step} | {key: config[key] for key in MODEL_KEYS if key in config}
     with _storage_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -153,9 +155,9 @@ def load_model(
     with _config_errors(directory):
         model_config = NovaConfig.from_dict(config["model"])
         schedule = schedule_from_dict(config["schedule"])
-        codec = codec_from_dict(config["codec"])
+        codec = codec_from_dict(config["codec"], directory)
         encoder = config.get("text_encoder")
-        text_encoder = None if encoder is None else text_encoder_from_dict(encoder)
+        text_encoder = None if encoder is None else text_encoder_from_dict(encoder, directory)
 
     abstract = nnx.eval_shape(lambda: Nova(model_config, rngs=nnx.Rngs(0), dtype=dtype))
     graphdef, state = nnx.split(abstract)

@@ -1,27 +1,34 @@
 """The one table between the released parameter names and ours, and its audit.
 
 Everything that knows a released name is in this file. A rule maps one released module or tensor
-to one of ours; `{i}` stands for a block. Tensors are transposed as their layout says:
+to one of ours. Tensors are transposed as their layout says:
 
     linear  weight [out, in] ↔ kernel [in, out], bias
-    conv    weight [out, C, p, p] ↔ kernel [p·p·C, out] for tokens in (row, column, channel), bias
+    conv    weight [out, in, ...] ↔ kernel [..., in, out], bias
+    patch   weight [out, C, p, p] ↔ kernel [p·p·C, out] for tokens in (row, column, channel), bias
     norm    weight ↔ scale, bias
     row     [1, D] ↔ [D]
     same    as it is
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from nova_jax.checkpoints.tensors import Tensors
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 
-Layout = Literal["linear", "conv", "norm", "row", "same"]
+Layout = Literal["linear", "conv", "patch", "norm", "row", "same"]
+Path = tuple[Any, ...]
 
 _TRANSFORMER_BLOCK: tuple[tuple[str, str, Layout], ...] = (
     ("attn.qkv", "attention.qkv", "linear"),
@@ -49,16 +56,16 @@ _MODULES: tuple[tuple[str, str, Layout], ...] = (
     ("motion_embed.fps_proj.2", "motion_embed.fps.fc2", "linear"),
     ("mask_embed.bos_token", "temporal_encoder.bos_token", "row"),
     ("mask_embed.mask_token", "spatial_decoder.mask_token", "row"),
-    ("video_encoder.patch_embed.proj", "temporal_encoder.patch_embed", "conv"),
+    ("video_encoder.patch_embed.proj", "temporal_encoder.patch_embed", "patch"),
     ("video_pos_embed.time_proj.0", "temporal_encoder.time_embed.projector.fc1", "linear"),
     ("video_pos_embed.time_proj.2", "temporal_encoder.time_embed.projector.fc2", "linear"),
     ("video_pos_embed.norm", "temporal_encoder.time_embed.norm", "norm"),
     ("video_encoder.norm", "temporal_encoder.norm", "norm"),
     ("video_encoder.mixer.lora", "temporal_encoder.mixer.lowrank", "linear"),
     ("video_encoder.mixer.proj", "temporal_encoder.mixer.projection", "linear"),
-    ("image_encoder.patch_embed.proj", "spatial_decoder.patch_embed", "conv"),
+    ("image_encoder.patch_embed.proj", "spatial_decoder.patch_embed", "patch"),
     ("image_encoder.norm", "spatial_decoder.norm", "norm"),
-    ("image_decoder.patch_embed.proj", "diffusion_head.patch_embed", "conv"),
+    ("image_decoder.patch_embed.proj", "diffusion_head.patch_embed", "patch"),
     ("image_decoder.time_cond_embed.timestep_proj.fc1", "diffusion_head.step_embed.fc1", "linear"),
     ("image_decoder.time_cond_embed.timestep_proj.fc2", "diffusion_head.step_embed.fc2", "linear"),
     (
@@ -76,6 +83,49 @@ _MODULES: tuple[tuple[str, str, Layout], ...] = (
 )
 
 
+# Phi's, by the names of transformers; the language head is not part of a text encoder.
+_PHI_BLOCK: tuple[tuple[str, str, Layout], ...] = (
+    ("input_layernorm", "norm", "norm"),
+    ("self_attn.q_proj", "query", "linear"),
+    ("self_attn.k_proj", "key", "linear"),
+    ("self_attn.v_proj", "value", "linear"),
+    ("self_attn.dense", "out", "linear"),
+    ("mlp.fc1", "fc1", "linear"),
+    ("mlp.fc2", "fc2", "linear"),
+)
+_PHI_MODULES: tuple[tuple[str, str, Layout], ...] = (
+    ("embed_tokens.weight", "embed.embedding", "same"),
+    ("final_layernorm", "norm", "norm"),
+)
+
+Alias = tuple[str, str]
+# Other spellings of a key, as (regular expression, replacement), applied one after the other.
+PHI_ALIASES: tuple[Alias, ...] = ((r"^model\.", ""),)
+AUTOENCODER_ALIASES: tuple[Alias, ...] = (
+    # Before diffusers 0.18.
+    (r"\.query\.", ".to_q."),
+    (r"\.key\.", ".to_k."),
+    (r"\.value\.", ".to_v."),
+    (r"\.proj_attn\.", ".to_out.0."),
+    # Wrappers around a single layer.
+    (r"(\w*conv\w*)\.conv\.(weight|bias)$", r"\1.\2"),
+    (r"\.norm_layer\.", "."),
+    (r"\.timestep_embedder\.", "."),
+    # The release's own spellings, of CogVideoX's and LTX-Video's.
+    (r"(norm\w*)\.scale\.", r"\1.conv_y."),
+    (r"(norm\w*)\.shift\.", r"\1.conv_b."),
+    (r"time_embed\.timestep_proj\.fc(\d)", r"time_embedder.linear_\1"),
+    (r"\.timestep_scale$", ".timestep_scale_multiplier"),
+)
+# Keys that are read over, by name: what a component's file may hold besides it.
+DROPPED = (
+    r"^lm_head\.",
+    r"\.rotary_emb\.inv_freq$",
+    r"^latents_(mean|std)$",
+    r"^(shift|scaling)_factors$",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One released tensor and its place among ours.
@@ -83,22 +133,24 @@ class Entry:
     Attributes:
         released: its name in the release.
         path: path of our variable.
-        block: index on the leading depth axis of ours, None where it has none.
         layout: how the two are transposed.
-        patch: (side, channels) of a "conv" layout.
+        block: index on the leading depth axis of ours, None where it has none.
+        patch: (side, channels) of a "patch" layout.
     """
 
     released: str
-    path: tuple[str, ...]
-    block: int | None
+    path: Path
     layout: Layout
-    patch: tuple[int, int]
+    block: int | None = None
+    patch: tuple[int, int] = (1, 1)
 
     def to_native(self, tensor: np.ndarray) -> np.ndarray:
         """The released tensor in our layout."""
-        if self.layout == "linear" and tensor.ndim == 2:
-            return tensor.T
-        if self.layout == "conv" and tensor.ndim == 4:
+        if self.layout == "linear" and tensor.ndim >= 2 and set(tensor.shape[2:]) <= {1}:
+            return tensor.reshape(tensor.shape[:2]).T
+        if self.layout == "conv" and tensor.ndim > 2:
+            return np.moveaxis(tensor, (0, 1), (-1, -2))
+        if self.layout == "patch" and tensor.ndim == 4:
             return rearrange(tensor, "d c p q -> (p q c) d")
         if self.layout == "row" and tensor.ndim == 2 and tensor.shape[0] == 1:
             return tensor[0]
@@ -108,14 +160,16 @@ class Entry:
         """The inverse of `to_native`."""
         if self.layout == "linear" and tensor.ndim == 2:
             return tensor.T
-        if self.layout == "conv" and tensor.ndim == 2:
+        if self.layout == "conv" and tensor.ndim > 2:
+            return np.moveaxis(tensor, (-1, -2), (0, 1))
+        if self.layout == "patch" and tensor.ndim == 2:
             side, channels = self.patch
             return rearrange(tensor, "(p q c) d -> d c p q", p=side, q=side, c=channels)
         return tensor[None] if self.layout == "row" else tensor
 
 
-def table(config: NovaConfig, variables: Mapping[tuple[Any, ...], Any]) -> list[Entry]:
-    """Every released tensor of a model of this size.
+def transformer_table(config: NovaConfig, variables: Mapping[Path, Any]) -> list[Entry]:
+    """Every released tensor of a transformer of this size.
 
     Args:
         config: the model's configuration.
@@ -132,67 +186,143 @@ def table(config: NovaConfig, variables: Mapping[tuple[Any, ...], Any]) -> list[
     )
     entries = []
     for source, target, layout in _MODULES:
-        entries += list(_tensors(config, source, target, layout, None))
+        side = config.patch_size * (2 if target.startswith("temporal_encoder") else 1)
+        patch = (side, config.latent_channels)
+        entries += list(_tensors(source, target, layout, patch=patch))
     for source, offset, depth, target, rules in stacks:
         for i in range(depth):
             for block_source, block_target, layout in rules:
                 released = f"{source}.blocks.{offset + i}.{block_source}"
-                entries += _tensors(config, released, f"{target}.block.{block_target}", layout, i)
+                entries += _tensors(released, f"{target}.block.{block_target}", layout, i)
     return [entry for entry in entries if entry.path in variables]
 
 
+def phi_table(depth: int) -> list[Entry]:
+    """Every tensor of a Phi text encoder."""
+    entries = []
+    for source, target, layout in _PHI_MODULES:
+        entries += list(_tensors(source, target, layout))
+    for i in range(depth):
+        for source, target, layout in _PHI_BLOCK:
+            entries += _tensors(f"layers.{i}.{source}", f"blocks.block.{target}", layout, i)
+    return entries
+
+
+def autoencoder_table(variables: Mapping[Path, Any]) -> list[Entry]:
+    """Every tensor of an autoencoder, whose modules are named as the released ones."""
+    entries = []
+    for path, variable in variables.items():
+        *modules, leaf = path
+        layout: Layout = "norm" if leaf == "scale" else "same"
+        if leaf == "kernel":
+            layout = "linear" if len(variable.shape) == 2 else "conv"
+        released = leaf if layout == "same" else "weight"
+        entries.append(Entry(".".join(map(str, [*modules, released])), path, layout))
+    return entries
+
+
 def _tensors(
-    config: NovaConfig, released: str, target: str, layout: Layout, block: int | None
+    released: str,
+    target: str,
+    layout: Layout,
+    block: int | None = None,
+    patch: tuple[int, int] = (1, 1),
 ) -> Iterator[Entry]:
     """The tensors of one rule: weight and bias of a module, or a tensor by itself."""
-    side = config.patch_size * (2 if target.startswith("temporal_encoder") else 1)
-    patch = (side, config.latent_channels)
     if layout in ("same", "row"):
-        yield Entry(released, tuple(target.split(".")), block, layout, patch)
+        yield Entry(released, tuple(target.split(".")), layout, block, patch)
         return
     weight = "scale" if layout == "norm" else "kernel"
     for suffix, name in (("weight", weight), ("bias", "bias")):
-        yield Entry(f"{released}.{suffix}", (*target.split("."), name), block, layout, patch)
+        yield Entry(f"{released}.{suffix}", (*target.split("."), name), layout, block, patch)
 
 
-def to_native(config: NovaConfig, model: nnx.Module, tensors: Mapping[str, np.ndarray]) -> None:
-    """Fills a model's variables from released tensors, widened to float32.
+def fill(
+    model: nnx.Module,
+    entries: Sequence[Entry],
+    tensors: Tensors,
+    *,
+    aliases: Sequence[Alias] = (),
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> list[str]:
+    """Fills a model's variables, which may be abstract, from released tensors.
+
+    Each goes to its devices as it is read, in the type of the variable: on the host there is never
+    more than one.
+
+    Args:
+        model: is changed in place.
+        entries: its table.
+        tensors: the released ones.
+        aliases: other spellings of the released names.
+        shardings: where variables live, by dotted path; by default on the first device.
+
+    Returns:
+        The keys that were dropped.
 
     Raises:
-        NovaError: naming every tensor that is missing, unknown or of another shape.
+        NovaError: naming every tensor that is missing, unknown, there twice or of another shape;
+            nothing is read then.
     """
-    variables = dict(nnx.to_flat_state(nnx.state(model)))
-    entries = table(config, variables)
-    problems = [f"missing {e.released}" for e in entries if e.released not in tensors]
-    problems += [f"unknown {name}" for name in sorted(set(tensors) - {e.released for e in entries})]
-    if unfilled := set(variables) - {entry.path for entry in entries}:
-        raise AssertionError(f"no rule fills {sorted(unfilled)}")
-    filled: dict[tuple[Any, ...], np.ndarray] = {}
-    for entry in entries:
-        if entry.released not in tensors:
-            continue
-        value = entry.to_native(np.asarray(tensors[entry.released]))
-        shape = variables[entry.path].get_value().shape
-        wanted = shape if entry.block is None else shape[1:]
-        if value.shape != wanted:
-            problems.append(f"{entry.released} has shape {value.shape}, the model needs {wanted}")
-            continue
-        target = filled.setdefault(entry.path, np.zeros(shape, np.float32))
-        target[... if entry.block is None else entry.block] = value
-    if problems:
-        raise NovaError(f"the weights do not fit the model's config.json: {'; '.join(problems)}")
     state = nnx.state(model)
-    flat = nnx.to_flat_state(state)
-    nnx.update(model, nnx.from_flat_state([(p, v.replace(filled[p])) for p, v in flat]))
+    variables = dict(nnx.to_flat_state(state))
+    if unfilled := set(variables) - {entry.path for entry in entries}:
+        raise AssertionError(f"no rule fills {sorted(map(str, unfilled))}")
+    dropped = [name for name in tensors if any(re.search(rule, name) for rule in DROPPED)]
+    names: dict[str, str] = {}
+    problems = []
+    for name in tensors:
+        known = name
+        for pattern, spelling in aliases:
+            known = re.sub(pattern, spelling, known)
+        if known in names:
+            problems.append(f"{name} and {names[known]} are the same tensor")
+        names[known] = name
+    wanted = {entry.released for entry in entries}
+    problems += [f"missing {name}" for name in sorted(wanted - set(names))]
+    unknown = sorted(set(names) - wanted)
+    problems += [f"unknown {names[name]}" for name in unknown if names[name] not in dropped]
+    for entry in entries:
+        if entry.released not in names:
+            continue
+        name, shape = names[entry.released], variables[entry.path].get_value().shape
+        shape = shape if entry.block is None else shape[1:]
+        given = entry.to_native(np.broadcast_to(np.empty((), np.int8), tensors.shapes[name])).shape
+        if given != shape:
+            problems.append(f"{name} has shape {list(given)}, the model needs {list(shape)}")
+    if problems:
+        raise NovaError(f"{tensors.source} does not fit its config.json: {'; '.join(problems)}")
+
+    filled: dict[Path, jax.Array] = {}
+    for entry in entries:
+        variable = variables[entry.path].get_value()
+        sharding = None if shardings is None else shardings[".".join(map(str, entry.path))]
+        value = entry.to_native(tensors[names[entry.released]]).astype(variable.dtype)
+        if entry.block is None:
+            filled[entry.path] = jax.device_put(value, sharding)
+            continue
+        if entry.path not in filled:
+            filled[entry.path] = jnp.zeros(variable.shape, variable.dtype, device=sharding)
+        filled[entry.path] = _insert(filled[entry.path], value, entry.block)
+    flat = [(path, variable.replace(filled[path])) for path, variable in variables.items()]
+    nnx.update(model, nnx.from_flat_state(flat))
+    return dropped
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _insert(stack: jax.Array, value: jax.Array, index: int) -> jax.Array:
+    """Writes one block's values into the stack of all blocks', in place."""
+    return jax.lax.dynamic_update_index_in_dim(stack, value, index, axis=0)
 
 
 def to_released(
-    config: NovaConfig, variables: Mapping[tuple[Any, ...], Any]
-) -> dict[str, np.ndarray]:
-    """Our variables (arrays by path) under their released names and layouts."""
-    tensors = {}
-    for entry in table(config, variables):
-        value = np.asarray(variables[entry.path])
-        value = value if entry.block is None else value[entry.block]
-        tensors[entry.released] = entry.to_released(value)
-    return tensors
+    config: NovaConfig, variables: Mapping[Path, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our transformer's variables (arrays by path) under released names, in released layouts."""
+    for entry in transformer_table(config, variables):
+        value = np.asarray(
+            variables[entry.path]
+            if entry.block is None
+            else jax.lax.index_in_dim(variables[entry.path], entry.block, keepdims=False)
+        )
+        yield entry.released, entry.to_released(value)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
 #: Codecs that only do arithmetic serve data workers (NumPy) and the device (JAX) alike.
 Array = np.ndarray | jax.Array
@@ -37,20 +37,16 @@ class VideoCodec(Protocol):
     def pixel_frames(self, latent_frames: int) -> int:
         """F for T latent frames."""
 
-    def encode(
-        self, pixels: Float[Array, "b F H W 3"], key: Key[jax.Array, ""] | None = None
-    ) -> Float[Array, "b T h w C"]:
-        """Latents of pixels in [-1, 1]; `key` draws them where the codec is stochastic."""
+    def posterior(
+        self, pixels: Float[Array, "b F H W 3"]
+    ) -> tuple[Float[Array, "b T h w C"], Float[Array, "b T h w C"]]:
+        """Mean and standard deviation of the latents of pixels in [-1, 1]."""
+
+    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w C"]:
+        """The mean alone."""
 
     def decode(self, latents: Float[Array, "b T h w C"]) -> Float[Array, "b F H W 3"]:
         """Pixels in [-1, 1] (about: `to_uint8` clamps)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready settings, with "type"."""
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, given without "type"."""
 
 
 class TextEncoder(Protocol):
@@ -68,6 +64,10 @@ class TextEncoder(Protocol):
         Prompts are cut at L = `length` rows; rows after the prompt's end are zero. An empty prompt
         fills none, which is how the unconditional case is written.
         """
+
+
+class Settings(Protocol):
+    """What is nothing but settings, and saved as such with a model."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready settings, with "type"."""

@@ -7,8 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
-from jaxtyping import Float, Key, UInt8
+from jaxtyping import Float, UInt8
 
 from nova_jax.codecs.interfaces import Array
 from nova_jax.errors import NovaError
@@ -66,11 +65,15 @@ class PixelCodec:
         """One pixel frame a latent frame."""
         return latent_frames
 
-    def encode(
-        self, pixels: Float[Array, "b F H W 3"], key: Key[jax.Array, ""] | None = None
-    ) -> Float[Array, "b F H W 3"]:
-        """Latents of pixels in [-1, 1]; nothing is drawn, `key` is not used."""
-        del key
+    def posterior(
+        self, pixels: Float[Array, "b F H W 3"]
+    ) -> tuple[Float[Array, "b F H W 3"], Float[Array, "b F H W 3"]]:
+        """Latents of pixels in [-1, 1], and a deviation of 0."""
+        mean = self.encode(pixels)
+        return mean, 0 * mean
+
+    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
+        """Latents of pixels in [-1, 1]."""
         latents = pixels - self.shift
         latents *= self.scale  # in place, see to_float
         return latents

@@ -92,10 +92,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def batch_ways(mesh: Mesh) -> int:
+    """Among how many devices samples are shared."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
     """Raises a `NovaError` if a batch of `size` samples cannot be split evenly."""
-    ways = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    if size % ways:
+    if size % (ways := batch_ways(mesh)):
         raise NovaError(f"{name} {size} cannot be split over {ways} devices; use a multiple")
 
 

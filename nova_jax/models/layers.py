@@ -44,13 +44,15 @@ def linear(
     rngs: nnx.Rngs,
     bias: bool = True,
     kernel_init: Any = _XAVIER_UNIFORM,
+    param_dtype: DTypeLike = jnp.float32,
 ) -> nnx.Linear:
-    """A linear map with float32 parameters that computes in `dtype`."""
+    """A linear map that computes in `dtype`."""
     return nnx.Linear(
         in_features,
         out_features,
         use_bias=bias,
         dtype=dtype,
+        param_dtype=param_dtype,
         kernel_init=kernel_init,
         kernel_metadata={"logical_axes": axes},
         bias_metadata={"logical_axes": axes[-1:]},

@@ -230,7 +230,7 @@ def generate(
     config: SamplingConfig,
     keys: Key[Array, "b"],
     negative: Conditions | None = None,
-    image_latent: Float[Array, "b h w c"] | None = None,
+    given: Float[Array, "b g h w c"] | None = None,
     order: Int[Array, "b n"] | None = None,
     noise: NoiseSource | None = None,
     on_frame: Callable[[int], None] | None = None,
@@ -245,7 +245,7 @@ def generate(
         config: sampling options.
         keys: one random key a sample; all of a sample's randomness comes from its own key.
         negative: conditions of the unconditional passes; by default no text, no class.
-        image_latent: latent of frame 0, which is then kept and not drawn.
+        given: the first latent frames, such as an image's, which are kept and not drawn.
         order: reveal orders, drawn from the keys by default.
         noise: noise source, drawn from the keys by default.
         on_frame: called with the number of finished frames after each.
@@ -254,15 +254,18 @@ def generate(
         Latents, float32.
 
     Raises:
-        NovaError: if `frames` is not positive or `image_latent` has another shape than a frame.
+        NovaError: if `frames` is not positive, or `given` is longer or not of this model.
     """
     size, guidance = model.config, config.guidance
     if frames < 1:
         raise NovaError(f"frames is {frames}; a video has at least 1")
     batch = keys.shape[0]
-    shape = (batch, *size.latent_size, size.latent_channels)
-    if image_latent is not None and image_latent.shape != shape:
-        raise NovaError(f"image_latent has shape {image_latent.shape}; this model needs {shape}")
+    prefix = 0 if given is None else given.shape[1]
+    shape = (batch, prefix, *size.latent_size, size.latent_channels)
+    if given is not None and (given.shape != shape or prefix > frames):
+        raise NovaError(
+            f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
+        )
     order_keys, noise_keys = _split_keys(keys)
     order = reveal_order(order_keys, size.num_tokens) if order is None else order
     noise = KeyedNoise(noise_keys, size.num_tokens, size.token_dim) if noise is None else noise
@@ -285,10 +288,10 @@ def generate(
             indicators, cache = _advance_program(
                 graph, params, video[-1], anchor, jnp.asarray(frame), cache, **options
             )
-        if frame == 0 and image_latent is not None:
-            latents = jnp.asarray(image_latent, jnp.float32)
+        if given is not None and frame < prefix:
+            latents = given[:, frame].astype(jnp.float32)
         else:
-            drawn = jnp.asarray(frame - (image_latent is not None))
+            drawn = jnp.asarray(frame - prefix)
             latents = _draw_program(
                 graph, params, indicators, order, noise, drawn, schedule=schedule, config=config
             )

@@ -20,7 +20,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from nova_jax.checkpoints.native import RunCheckpoints, claim_workdir, save_model
-from nova_jax.codecs import codec_from_dict, text_encoder_from_dict
+from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.codecs.pixels import to_uint8
 from nova_jax.data.digits import DigitsSource

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nova_jax.codecs import text_encoder_from_dict
+from nova_jax.checkpoints.parts import text_encoder_from_dict
 from nova_jax.codecs.hashed_text import HashedTextEncoder, word_vector, words
 from nova_jax.errors import NovaError
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nova_jax.codecs import codec_from_dict
+from nova_jax.checkpoints.parts import codec_from_dict
 from nova_jax.codecs.pixels import PixelCodec, to_float, to_uint8
 from nova_jax.data.digits import DigitsConfig, DigitsSource
 from nova_jax.errors import NovaError

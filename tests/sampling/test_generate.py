@@ -93,7 +93,7 @@ def test_a_given_image_is_frame_zero_and_later_frames_follow():
         frames=5,  # longer than the model was made for
         config=SAMPLING,
         keys=keys,
-        image_latent=image,
+        given=image[:, None],
         on_frame=finished.append,
     )
     assert video.shape == (1, 5, 8, 8, 3)
@@ -173,10 +173,8 @@ def test_impossible_requests_are_named():
     options = {"config": SAMPLING, "keys": keys}
     with pytest.raises(NovaError, match="frames is 0"):
         generate(model, FlowMatchingSchedule(), conditions(1), frames=0, **options)
-    with pytest.raises(NovaError, match="image_latent has shape"):
-        image = jnp.zeros((1, 4, 8, 3))
-        generate(
-            model, FlowMatchingSchedule(), conditions(1), frames=1, image_latent=image, **options
-        )
+    with pytest.raises(NovaError, match="given frames have shape"):
+        given = jnp.zeros((1, 1, 4, 8, 3))
+        generate(model, FlowMatchingSchedule(), conditions(1), frames=1, given=given, **options)
     with pytest.raises(NovaError, match="renorm 2"):
         GuidanceConfig(renorm=2.0)

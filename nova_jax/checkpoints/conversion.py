@@ -1,0 +1,150 @@
+"""From the released layout to a model directory of this project, and back, bit for bit.
+
+A converted model directory keeps everything of the release but the transformer's weights, which it
+has as its own parameters, in ``released/``: the frozen parts are then where they are needed, and
+the way back has the very same files to give.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from nova_jax.checkpoints import rules
+from nova_jax.checkpoints.diffusers import (
+    WEIGHTS,
+    config_from_released,
+    config_to_released,
+    load_transformer,
+    read_json,
+    resolve,
+    schedule_from_released,
+    schedule_to_released,
+)
+from nova_jax.checkpoints.native import load_model, save_model, write_checksums
+from nova_jax.checkpoints.parts import RELEASED, released_source
+from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
+from nova_jax.errors import NovaError
+
+_KEPT = "released"
+_WEIGHT_FILES = (f"{WEIGHTS}*.safetensors*", f"{WEIGHTS}*.bin*")
+
+
+def released_to_native(source: str, out: Path) -> None:
+    """Writes a model directory that holds what a released model does.
+
+    Args:
+        source: directory in the released layout, or an id on the hub.
+        out: a new directory.
+
+    Raises:
+        NovaError: `out` exists, or the source is missing, damaged or not of this layout.
+    """
+    _check_new(out)
+    directory = resolve(source)
+    tensors = open_tensors(directory / "transformer", [WEIGHTS])
+    dtypes = {name: str(tensors[name].dtype) for name in tensors}
+    uniform = set(dtypes.values())
+    # float32 holds every value of the half types, so files of several types lose nothing.
+    stored = jnp.dtype(uniform.pop()) if len(uniform) == 1 else jnp.dtype(jnp.float32)
+    model, schedule = load_transformer(directory, param_dtype=stored)
+    variables = {
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
+    parts = {"type": RELEASED, "source": f"./{_KEPT}"}
+    config: dict[str, Any] = {
+        "model": model.config.to_dict(),
+        "schedule": schedule.to_dict(),
+        "codec": parts,
+        "text_encoder": parts if model.config.text_dim is not None else None,
+        "sampling": {"guidance": {"scale": 5.0}},
+        "dtypes": dtypes if len(set(dtypes.values())) > 1 else str(stored),
+    }
+    save_model(out, variables=variables, config=config, step=0, dtype=None)
+    shutil.copytree(
+        directory, out / _KEPT, ignore=lambda folder, names: _weights(folder, names, directory)
+    )
+    write_checksums(out)
+
+
+def native_to_released(
+    source: str,
+    out: Path,
+    *,
+    which: Literal["ema", "raw"] = "ema",
+    checkpoint: Literal["latest", "best"] | int = "latest",
+    dtype: str | None = None,
+    parts: str | None = None,
+) -> None:
+    """Writes a complete directory in the released layout, which PyTorch users load as any other.
+
+    Args:
+        source: model directory, or work directory of a training run.
+        out: a new directory.
+        which: of a training run, averaged or current parameters.
+        checkpoint: of a training run, which of its checkpoints.
+        dtype: type of the transformer's tensors; by default what they were released in, or float32.
+        parts: released model that autoencoder, text encoder and tokenizer come from; by default the
+            one that the model was trained with.
+
+    Raises:
+        NovaError: `out` exists, the source is no checkpoint of this project, or it has parts that
+            the released layout does not know.
+    """
+    _check_new(out)
+    loaded = load_model(source, which=which, checkpoint=checkpoint)
+    config = loaded.config
+    origin = parts or released_source(config["codec"], Path(source).absolute())
+    if origin is None:
+        raise NovaError(
+            f"{source} was trained with codec {config['codec'].get('type')!r}, which the released "
+            "layout does not know; give --parts=MODEL, a released model with a fitting autoencoder"
+        )
+    base = resolve(origin)
+    dtypes = dtype or config.get("dtypes", "float32")
+    model = loaded.model.config
+
+    shutil.copytree(base, out, ignore=lambda folder, names: _weights(folder, names, base))
+    # The base's own files stay where they say the same, to the byte.
+    transformer = out / "transformer" / "config.json"
+    released = read_json(transformer)
+    if config_from_released(released) != model:
+        released = config_to_released(model, released)
+        transformer.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
+    scheduler = out / "scheduler" / "scheduler_config.json"
+    if schedule_from_released(read_json(scheduler)) != loaded.schedule:
+        values = schedule_to_released(loaded.schedule)
+        scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(loaded.model))}
+
+    def typed(name: str, value: np.ndarray) -> np.ndarray:
+        return value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name]))
+
+    write_safetensors(
+        out / "transformer",
+        WEIGHTS,
+        ((name, typed(name, value)) for name, value in rules.to_released(model, variables)),
+    )
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise NovaError(f"{out} exists; choose a new directory")
+    if out.exists():
+        out.rmdir()
+
+
+def _weights(folder: str, names: list[str], root: Path) -> set[str]:
+    """The transformer's weight files, and what tools leave behind."""
+    hidden = {name for name in names if name.startswith(".")}
+    if Path(folder) != root / "transformer":
+        return hidden
+    return hidden | {name for name in names if any(Path(name).match(p) for p in _WEIGHT_FILES)}

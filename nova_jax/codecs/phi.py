@@ -1,0 +1,128 @@
+"""Phi-2, the language model whose last hidden states are the released models' text features.
+
+Attention and MLP run side by side on one normalized input; positions are rotary, in a part of each
+head's channels; attention is causal, so padding at the end changes nothing before it.
+
+Dimensions: B prompts, L tokens, D width, K heads, H head channels.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from nova_jax.errors import NovaError
+from nova_jax.models.layers import BlockStack, LayerNorm, linear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhiConfig:
+    """What ``text_encoder/config.json`` says, by its names there."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    partial_rotary_factor: float = 0.5
+    rope_theta: float = 10000.0
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        """H."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_released(cls, released: Mapping[str, Any]) -> "PhiConfig":
+        """Reads a config.json of transformers.
+
+        Raises:
+            NovaError: a size is missing, or the file asks for what Phi-2 does not have.
+        """
+        # Newer versions of transformers keep what concerns positions in a section of its own.
+        values = {**released, **(released.get("rope_parameters") or {})}
+        fixed = {
+            "model_type": "phi",
+            "hidden_act": "gelu_new",
+            "qk_layernorm": False,
+            "num_key_value_heads": values.get("num_attention_heads"),
+        }
+        for key, only in fixed.items():
+            if values.get(key) not in (None, only):
+                raise NovaError(
+                    f"text_encoder/config.json: {key} is {values[key]!r}; only {only!r} is known"
+                )
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            return cls(**{name: values[name] for name in names if name in values})
+        except TypeError as error:
+            raise NovaError(f"text_encoder/config.json is incomplete: {error}") from None
+
+
+def rotate(x: Float[Array, "b l k h"], config: PhiConfig) -> Float[Array, "b l k h"]:
+    """Turns the first r channels of every head by position: channel i pairs with i + r/2."""
+    r = int(config.head_dim * config.partial_rotary_factor)
+    frequencies = 1.0 / config.rope_theta ** (jnp.arange(0, r, 2, dtype=jnp.float32) / r)
+    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
+    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+    a, b, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+
+class PhiBlock(nnx.Module):
+    """x + attention(LN(x)) + mlp(LN(x)), one norm for both."""
+
+    def __init__(self, config: PhiConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        d, inner = config.hidden_size, config.intermediate_size
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
+        self.config = config
+        self.norm = LayerNorm(d, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.query = linear(d, d, ("embed", "heads"), **options)
+        self.key = linear(d, d, ("embed", "heads"), **options)
+        self.value = linear(d, d, ("embed", "heads"), **options)
+        self.out = linear(d, d, ("heads", "embed"), **options)
+        self.fc1 = linear(d, inner, ("embed", "mlp"), **options)
+        self.fc2 = linear(inner, d, ("mlp", "embed"), **options)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Maps features to features."""
+        u = self.norm(x)
+        heads = self.config.num_attention_heads
+        query, key, value = (
+            rearrange(projection(u), "b l (k h) -> b l k h", k=heads)
+            for projection in (self.query, self.key, self.value)
+        )
+        query, key = rotate(query, self.config), rotate(key, self.config)
+        y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        y = self.out(rearrange(y, "b l k h -> b l (k h)"))
+        return x + y + self.fc2(jax.nn.gelu(self.fc1(u), approximate=True))
+
+
+class Phi(nnx.Module):
+    """Token ids to last hidden states, after the final norm; blocks are scanned."""
+
+    def __init__(self, config: PhiConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(
+            config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
+        self.blocks = BlockStack(
+            lambda rngs: PhiBlock(config, dtype=dtype, rngs=rngs),
+            config.num_hidden_layers,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(
+            config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Encodes; positions count from 0."""
+        x, _ = self.blocks(self.embed(tokens))
+        return self.norm(x)

@@ -1,0 +1,56 @@
+"""Converts a model between the released layout (PyTorch, diffusers) and this project's.
+
+    python -m nova_jax.convert BAAI/nova-d48w1024-osp480 models/osp480    released to native
+    python -m nova_jax.convert models/osp480 released/osp480              native to released
+    python -m nova_jax.convert runs/mine released/mine --weights=raw      training run to released
+
+What IN is decides the direction. OUT must not exist.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from nova_jax import cli
+from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.errors import NovaError
+
+WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
+CHECKPOINT = flags.DEFINE_string(
+    "step", "latest", 'Of a training run: "latest", "best", or the step of a checkpoint.'
+)
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "float16", "bfloat16"],
+    "Type of the tensors written; by default what they were released in, or float32.",
+)
+PARTS = flags.DEFINE_string(
+    "parts", None, "Released model to take autoencoder, text encoder and tokenizer from."
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Converts IN to OUT."""
+    if len(arguments) != 2:
+        raise NovaError(f"{len(arguments)} arguments given; give IN and OUT")
+    source, out = arguments[0], Path(arguments[1])
+    if (Path(source) / "config.json").is_file():
+        step = CHECKPOINT.value
+        native_to_released(
+            source,
+            out,
+            which=WHICH.value,
+            checkpoint=int(step) if step.isdigit() else step,
+            dtype=DTYPE.value,
+            parts=PARTS.value,
+        )
+    else:
+        released_to_native(source, out)
+    print(out)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments="IN OUT")

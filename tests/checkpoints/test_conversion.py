@@ -1,0 +1,142 @@
+"""The released layout to ours and back: the same bytes, and a pipeline that works on the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from nova_jax.checkpoints import diffusers
+from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.checkpoints.tensors import open_tensors
+from nova_jax.distributed.mesh import make_mesh
+from nova_jax.errors import NovaError
+from nova_jax.pipeline import NovaPipeline
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+RELEASED = GOLDEN / "pipeline_t2v"
+FEW = {"num_inference_steps": 2, "num_diffusion_steps": 2, "disable_progress_bar": True}
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("converted") / "native"
+    released_to_native(str(RELEASED), directory)
+    return directory
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def assert_same_release(one: Path, other: Path) -> None:
+    mine, theirs = files(one), files(other)
+    assert mine.keys() == theirs.keys()
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert [name for name in mine if mine[name] != theirs[name] and name != weights] == []
+    tensors = [open_tensors(d / "transformer", [diffusers.WEIGHTS]) for d in (one, other)]
+    assert set(tensors[0]) == set(tensors[1])
+    for name in tensors[0]:
+        ours, released = (t[name] for t in tensors)
+        assert ours.dtype == released.dtype and ours.tobytes() == released.tobytes(), name
+
+
+def test_there_and_back_is_bit_exact(native, tmp_path):
+    native_to_released(str(native), tmp_path / "back")
+    assert_same_release(tmp_path / "back", RELEASED)
+
+
+def test_files_of_several_types_come_back_as_they_were(tmp_path):
+    shutil.copytree(RELEASED, tmp_path / "mixed")
+    path = tmp_path / "mixed" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    for index, name in enumerate(tensors):
+        tensors[name] = tensors[name].astype([np.float16, np.float32][index % 2])
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+    released_to_native(str(tmp_path / "mixed"), tmp_path / "native")
+    native_to_released(str(tmp_path / "native"), tmp_path / "back")
+    assert_same_release(tmp_path / "back", tmp_path / "mixed")
+
+
+def test_a_converted_model_generates_what_the_released_one_does(native):
+    one = NovaPipeline.from_checkpoint(native, devices=jax.devices()[:1])
+    other = NovaPipeline.from_pretrained(RELEASED)
+    videos = [p("a red seven", max_latent_length=2, **FEW).frames for p in (one, other)]
+    np.testing.assert_array_equal(*videos)
+
+
+def test_a_training_run_is_given_back_complete(native, tmp_path):
+    """What a fine-tuned model is: other weights, the frozen parts of the released one."""
+    model = tmp_path / "model"
+    shutil.copytree(native, model)
+    config = json.loads((model / "config.json").read_text())
+    del config["dtypes"]
+    config["schedule"]["shift"] = 3.0
+    (model / "config.json").write_text(json.dumps(config))
+    native_to_released(str(model), tmp_path / "out")
+    tensors = open_tensors(tmp_path / "out" / "transformer", [diffusers.WEIGHTS])
+    assert {tensors[name].dtype for name in tensors} == {np.dtype(np.float32)}
+    _, schedule = diffusers.load_transformer(tmp_path / "out")
+    assert schedule.shift == 3.0
+    native_to_released(str(model), tmp_path / "half", dtype="bfloat16")
+    tensors = open_tensors(tmp_path / "half" / "transformer", [diffusers.WEIGHTS])
+    assert {str(tensors[name].dtype) for name in tensors} == {"bfloat16"}
+
+
+def test_parts_that_the_release_does_not_know_are_refused(untrained, tmp_path):
+    with pytest.raises(NovaError, match="trained with codec 'pixels'.*--parts"):
+        native_to_released(str(untrained), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(native, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    for convert in (released_to_native, native_to_released):
+        with pytest.raises(NovaError, match="exists; choose a new directory"):
+            convert(str(native), tmp_path)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_every_difference_is_listed_at_once(tmp_path):
+    shutil.copytree(RELEASED / "vae", tmp_path / "vae")
+    path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    del tensors["encoder.conv_in.bias"]
+    tensors["decoder.conv_in.weight"] = np.zeros((2, 2), np.float32)
+    tensors["loss.log_variance"] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(NovaError) as raised:
+        diffusers.load_autoencoder(tmp_path / "vae")
+    for part in (
+        "missing encoder.conv_in.bias",
+        "unknown loss.log_variance",
+        "decoder.conv_in.weight has shape [2, 2], the model needs [3, 3, 3, 4, 32]",
+    ):
+        assert part in str(raised.value)
+
+
+def test_parameters_go_to_their_shards_and_types():
+    mesh = make_mesh(fsdp=2, tensor=2)
+    model, _ = diffusers.load_transformer(RELEASED, param_dtype="bfloat16", mesh=mesh)
+    kernel = model.temporal_encoder.blocks.block.mlp.fc1.kernel.get_value()
+    assert kernel.dtype == "bfloat16"
+    assert kernel.sharding.spec == (None, "fsdp", "tensor")
+    whole, _ = diffusers.load_transformer(RELEASED)
+    for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, whole)), strict=True):
+        np.testing.assert_array_equal(np.float32(ours), np.asarray(theirs.astype("bfloat16"), "f4"))
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(NovaError, match="not a directory, and not an id"):
+        diffusers.resolve("/no/such/place")
+    with pytest.raises(NovaError, match="hf download nobody/nothing-at-all --local-dir"):
+        diffusers.resolve("nobody/nothing-at-all")
