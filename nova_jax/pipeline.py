@@ -168,9 +168,17 @@ class NovaPipeline:
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
         model, schedule = diffusers.load_transformer(directory, param_dtype=dtype, **options)
         codec = diffusers.load_autoencoder(directory / "vae", **options)
+        facts = [("latent channels", model.config.latent_channels, codec.latent_channels, "vae")]
         text_encoder = None
         if model.config.text_dim is not None:
             text_encoder = diffusers.load_text_encoder(directory, **options)
+            facts.append(("text_dim", model.config.text_dim, text_encoder.dim, "text_encoder"))
+        for what, wanted, given, part in facts:
+            if wanted != given:
+                raise NovaError(
+                    f"{directory}: the transformer has {what} {wanted}, {part}/ gives {given}; "
+                    "they are of different models"
+                )
         return cls(
             model,
             schedule,
