@@ -1,13 +1,19 @@
 """NovaPipeline on small untrained models: the same video wherever and with whomever it is made."""
 
+import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 from nova_jax import media
+from nova_jax.checkpoints.rules import autoencoder_table
+from nova_jax.checkpoints.tensors import write_safetensors
+from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.distributed.mesh import make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
@@ -208,3 +214,36 @@ def test_unknown_arguments_are_errors(released):
         released("one", guidance_scael=3)
     with pytest.raises(NovaError, match="output_type is 'pt'"):
         released("one", output_type="pt")
+
+
+def test_a_released_class_conditional_model_takes_labels(tmp_path):
+    golden = RELEASED.parent / "c2i_flow_stride16"
+    for part in ("transformer", "scheduler"):
+        shutil.copytree(golden / part, tmp_path / part)
+    config = {
+        "_class_name": "AutoencoderKL",
+        "latent_channels": 4,
+        "block_out_channels": [32] * 5,
+        "layers_per_block": 1,
+    }
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model_index.json").write_text("{}")
+    network = AutoencoderKL(
+        AutoencoderKLConfig(latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1),
+        dtype="float32",
+        rngs=nnx.Rngs(0),
+    )
+    variables = {path: v.get_value() for path, v in nnx.to_flat_state(nnx.state(network))}
+    write_safetensors(
+        tmp_path / "vae",
+        "diffusion_pytorch_model",
+        (
+            (entry.released, entry.to_released(np.asarray(variables[entry.path])))
+            for entry in autoencoder_table(variables)
+        ),
+    )
+    pipeline = NovaPipeline.from_pretrained(tmp_path)
+    output = run(pipeline, [3, 7], guidance_scale=2.0)
+    assert [image.size for image in output.images] == [pipeline.size[::-1]] * 2
+    assert_same(run(pipeline, [7, 3], guidance_scale=2.0).frames, output.frames[::-1])

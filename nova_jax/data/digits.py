@@ -31,8 +31,8 @@ GLYPH = 8
 #: Every fifth image of a digit is held out: 20 %, the same share of each digit.
 HELD_OUT_EVERY = 5
 
-#: When a path passes the middle of the canvas and when a bounce turns, as shares of the clip.
-MIDDLE, TURN = 1 / 3, 2 / 3
+#: When a bounce turns, as a share of the clip.
+TURN = 2 / 3
 #: Length of a path as a share of the longest that keeps the digit on the canvas.
 _PATH_LENGTH = {"slow": 0.65, "fast": 0.95}
 
@@ -54,6 +54,8 @@ class DigitsConfig:
         `unseen_combinations`; held-out handwriting only) or "all".
       num_clips: how many different clips; the tables take 92 bytes of memory for each.
       seed: another seed, other clips.
+      middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
+        and is learned fastest; later leaves more room for movement.
       place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
@@ -66,6 +68,7 @@ class DigitsConfig:
     combinations: str = "seen"
     num_clips: int = 200_000
     seed: int = 0
+    middle: float = 1 / 3
     place_jitter: float = 0.1
     size_jitter: float = 0.08
     brightness_jitter: float = 0.15
@@ -90,6 +93,8 @@ class DigitsConfig:
             raise NovaError(f"fps must be positive, not {self.fps}")
         if self.digit_size < GLYPH:
             raise NovaError(f"digit_size must be at least {GLYPH}, not {self.digit_size}")
+        if not 0 <= self.middle <= 0.5:
+            raise NovaError(f"middle must lie between 0 and 0.5, not {self.middle}")
         if not (0 <= self.place_jitter <= 1 and 0 <= self.brightness_jitter < 1):
             raise NovaError("place_jitter and brightness_jitter must lie between 0 and 1")
         if not 0 <= self.size_jitter < 1:
@@ -127,9 +132,9 @@ def progress(path: str, frames: int) -> np.ndarray:
     """How far along its direction a path is in each frame, float64 [F]; straight ones end at 1.
 
     A bounce runs like a straight path until it turns, so that only its caption can announce the
-    turn, and keeps its speed. A single frame shows the middle.
+    turn, and keeps its speed.
     """
-    time = np.linspace(0, 1, frames) if frames > 1 else np.array([MIDDLE])
+    time = np.linspace(0, 1, frames)
     return TURN - np.abs(time - TURN) if path.startswith("bounce") else time
 
 
@@ -240,11 +245,13 @@ class DigitsSource:
         direction = np.array([PATHS[path][::-1] for path in paths], float)
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
         # From the middle to the end it must not go further than to the edge.
-        travel = (share * room.min(-1) / 2 / (1 - MIDDLE))[:, None] * direction
-        left_over = room - 2 * (1 - MIDDLE) * np.abs(travel)
+        travel = (share * room.min(-1) / 2 / (1 - config.middle))[:, None] * direction
+        left_over = room - 2 * (1 - config.middle) * np.abs(travel)
         shift = config.place_jitter * left_over * (np.stack([down, right], -1) - 0.5)
         middle = (cell / 2)[:, None] + room / 2 + shift
-        along = np.stack([self._progress[path] for path in paths]) - MIDDLE
+        along = np.stack([self._progress[path] for path in paths]) - config.middle
+        # A picture shows the middle of its path.
+        along = along if config.frames > 1 else np.zeros_like(along)
         corner = middle[:, None] + along[..., None] * travel[:, None]
         return cell, corner, 1 - config.brightness_jitter * light
 

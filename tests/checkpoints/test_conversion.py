@@ -12,10 +12,13 @@ from flax import nnx
 
 from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.checkpoints.native import load_model
 from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.distributed.mesh import make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
+from nova_jax.training import loop
+from nova_jax.training.config import TrainConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 RELEASED = GOLDEN / "pipeline_t2v"
@@ -73,8 +76,46 @@ def test_a_converted_model_generates_what_the_released_one_does(native):
     np.testing.assert_array_equal(*videos)
 
 
-def test_a_training_run_is_given_back_complete(native, tmp_path):
-    """What a fine-tuned model is: other weights, the frozen parts of the released one."""
+def test_a_training_run_is_given_back_complete(tmp_path):
+    """Trained on latents and features of a released model's frozen parts."""
+    source = GOLDEN / "pipeline_t2i"
+    model, _ = diffusers.load_transformer(source)
+    parts = {"type": "released", "source": str(source)}
+    few = {"every": 2}
+    config = TrainConfig.from_dict(
+        {
+            "steps": 2,
+            "model": model.config.to_dict(),
+            "schedule": {"type": "flow_matching"},
+            "codec": parts,
+            "text_encoder": parts,
+            "dataset": {"size": (64, 64), "frames": 1, "digit_size": 40.0, "num_clips": 64},
+            "data": {"batch_size": 8, "image_batch_size": 8, "video_fraction": 0.0},
+            "checkpoint": few,
+            "evaluation": few | {"batches": 1},
+            "logging": few | {"tensorboard": False},
+        }
+    )
+    loop.train(config, tmp_path / "run")
+    states = {}
+    for which in ("ema", "raw"):
+        native_to_released(str(tmp_path / "run"), tmp_path / which, which=which)
+        states[which] = nnx.state(diffusers.load_transformer(tmp_path / which)[0])
+        trained = nnx.state(load_model(tmp_path / "run", which=which).model)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), states[which], trained))
+        others = [path for path in files(source) if path.split("/")[0] != "transformer"]
+        assert {p: files(tmp_path / which)[p] for p in others} == {
+            p: files(source)[p] for p in others
+        }
+    assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), *states.values()))
+    assert run_once(NovaPipeline.from_pretrained(tmp_path / "ema")).shape == (1, 1, 64, 64, 3)
+
+
+def run_once(pipeline):
+    return pipeline("a red seven", **FEW).frames
+
+
+def test_other_schedules_and_types_are_written(native, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(native, model)
     config = json.loads((model / "config.json").read_text())

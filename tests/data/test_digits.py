@@ -80,9 +80,9 @@ def test_sources_keep_to_their_combinations():
 
 
 @pytest.mark.parametrize("frames", [1, 2, 6, 33])
-@pytest.mark.parametrize("place_jitter", [0.5, 1.0])
-def test_digits_stay_inside_the_frame(frames, place_jitter):
-    config = DigitsConfig(num_clips=200, frames=frames, place_jitter=place_jitter)
+@pytest.mark.parametrize(("place_jitter", "middle"), [(0.5, 1 / 3), (1.0, 0.0), (1.0, 0.5)])
+def test_digits_stay_inside_the_frame(frames, place_jitter, middle):
+    config = DigitsConfig(num_clips=200, frames=frames, place_jitter=place_jitter, middle=middle)
     frames_shown = DigitsSource(config).batch(range(200))["frames"]
     assert frames_shown.shape == (200, frames, 24, 24, 3) and frames_shown.dtype == np.uint8
     # Nothing cut off: a clip keeps its light, and the border stays all but black.
@@ -169,6 +169,7 @@ def test_other_sizes():
         ({"num_clips": 0}, "num_clips"),
         ({"fps": 0}, "fps"),
         ({"place_jitter": 2}, "place_jitter"),
+        ({"middle": 0.7}, "middle"),
         ({"size_jitter": -1}, "size_jitter"),
     ],
 )

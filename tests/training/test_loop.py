@@ -60,6 +60,24 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
 
 
+def test_rematerialization_changes_nothing_and_bfloat16_little(run, unbroken, tmp_path):
+    losses = {"float32": [r for r in records(unbroken) if r["step"] <= 3]}
+    for name, options in (("remat", {"remat": True}), ("bfloat16", {"dtype": "bfloat16"})):
+        loop.train(TrainConfig.from_dict(run | options | {"stop_at": 3}), tmp_path / name)
+        losses[name] = records(tmp_path / name)
+    loss = {
+        name: [v for r in rows for k, v in r.items() if k.endswith("/loss") and "train" in k][:3]
+        for name, rows in losses.items()
+    }
+    assert len(loss["float32"]) == 3
+    np.testing.assert_allclose(loss["remat"], loss["float32"], rtol=1e-5)
+    np.testing.assert_allclose(loss["bfloat16"], loss["float32"], rtol=0.03)
+    assert loss["bfloat16"] != loss["float32"]
+    # Parameters and what follows them stay float32.
+    types = {value.dtype for value in files(tmp_path / "bfloat16", 3).values()}
+    assert types <= {np.dtype(np.float32), np.dtype(np.int32)}
+
+
 def test_the_finished_model_is_the_average_of_the_last_checkpoint(run, unbroken):
     model = load_model(unbroken / "model")
     of_run = load_model(unbroken)

@@ -48,6 +48,18 @@ def test_a_run_taken_up_again_replaces_later_records(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_scalars_and_videos_reach_wandb(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    writer = MetricWriter(tmp_path, {"steps": 3}, tensorboard=False, wandb_project="nova")
+    writer.scalars(3, "train_video", {"loss": 0.5})
+    writer.video(3, "samples/0", np.zeros((2, 16, 16, 3), np.uint8), fps=2)
+    writer.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert list((run / "files" / "media" / "videos" / "samples").glob("*.gif"))
+
+
 def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(NovaError, match="wandb is not installed; pip install"):

@@ -1,13 +1,13 @@
-"""The frozen parts against diffusers and transformers, where those and torch are installed."""
+"""The frozen parts, against diffusers and transformers where those and torch are installed."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_phi
-
-pytestmark = pytest.mark.torch
+from nova_jax.codecs import convolution
 
 SMALL = {"norm_num_groups": 4, "latent_channels": 3}
 LTX = {
@@ -55,6 +55,7 @@ def first(x):
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "options",
     [
@@ -78,13 +79,16 @@ def test_autoencoder_kl(options, tmp_path):
     x = np.moveaxis(pixels[:, :, None], 1, -1)
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         latent = theirs.encode(torch.as_tensor(pixels)).latent_dist
+        assert relative(first(ours.moments(x))[:, :, 0], latent.parameters) < 1e-5
         mean, deviation = ours.posterior(x)
-        assert relative(first(mean)[:, :, 0], latent.mean) < 1e-5
-        assert relative(first(deviation)[:, :, 0], latent.std) < 1e-5
+        scale, shift = theirs.config.scaling_factor, theirs.config.shift_factor or 0.0
+        assert relative(first(mean)[:, :, 0], (latent.mean - shift) * scale) < 1e-5
+        assert relative(first(deviation)[:, :, 0], latent.std * scale) < 1e-5
         decoded = theirs.decode(latent.mean).sample
         assert relative(first(ours.decode(ours.encode(x)))[:, :, 0], decoded) < 1e-5
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("frames", [1, 9])
 def test_cogvideox(frames, tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
@@ -102,11 +106,12 @@ def test_cogvideox(frames, tmp_path):
         assert relative(first(ours.moments(np.moveaxis(pixels, 1, -1))), moments) < 1e-5
         latents = moments[:, :3]
         decoded, _ = theirs.decoder(latents)
-        scaled = ours.scaled(jnp.asarray(np.moveaxis(latents.numpy(), 1, -1)))
+        scaled = theirs.config.scaling_factor * np.moveaxis(latents.numpy(), 1, -1)
         assert relative(first(ours.decode(scaled)), decoded) < 1e-5
     assert ours.pixel_frames(ours.latent_frames(33)) == 33
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("frames", [1, 17])
 def test_ltx_video(frames, tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
@@ -119,15 +124,15 @@ def test_ltx_video(frames, tmp_path):
     x = np.moveaxis(pixels, 1, -1)
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         latent = theirs.encode(torch.as_tensor(pixels)).latent_dist
-        mean, deviation = ours.posterior(x)
-        assert relative(first(mean), latent.mean) < 1e-5
-        assert relative(first(deviation), latent.std) < 1e-5
-        expected = (first(mean)[0, 2] - 0.2) / 1.2
-        np.testing.assert_allclose(first(ours.encode(x))[0, 2], expected, rtol=1e-5, atol=1e-6)
+        assert relative(first(ours.moments(x)), latent.parameters) < 1e-5
+        channels = [v[None, :, None, None, None] for v in (theirs.latents_mean, theirs.latents_std)]
+        scaled = (latent.mean - channels[0]) / channels[1]
+        assert relative(first(ours.encode(x)), scaled) < 1e-5
         decoded = theirs.decode(latent.mean, temb=torch.zeros(1)).sample
         assert relative(first(ours.decode(ours.encode(x))), decoded) < 1e-5
 
 
+@pytest.mark.torch
 def test_phi(tmp_path):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     config = transformers.PhiConfig(
@@ -146,3 +151,15 @@ def test_phi(tmp_path):
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         expected = theirs.model(torch.as_tensor(tokens)).last_hidden_state
         assert relative(ours(jnp.asarray(tokens, jnp.int32)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("frames", [3, (1, 3, 3)], ids=["three frames", "one frame"])
+def test_large_features_are_convolved_frame_by_frame(frames, monkeypatch):
+    """The same numbers as all at once."""
+    conv = convolution.CausalConv(8, 4, frames, dtype="float32", rngs=nnx.Rngs(0))
+    norm = convolution.GroupNorm(8, 4, per_frame=False, dtype="float32", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 4, 8))
+    whole = conv(x, convolution.activated(norm, x))
+    monkeypatch.setattr(convolution, "LARGE", 0)
+    streamed = conv(x, convolution.activated(norm, x))
+    np.testing.assert_allclose(streamed, whole, rtol=1e-5, atol=1e-6)
