@@ -37,7 +37,7 @@ class FrameConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, (size, size), padding=padding, **options)
 
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:  # type: ignore[override]
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
         """Convolves `before(x)`."""
         return super().__call__(before(x))
 
@@ -62,7 +62,7 @@ class CausalConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, size, padding=padding, **options)
 
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:  # type: ignore[override]
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
         """Convolves `before(x)`, where `before` takes each frame alone.
 
         Of large features neither `before(x)` nor a padded copy is ever there as a whole.
@@ -110,8 +110,11 @@ class GroupNorm(nnx.Module):
             return rearrange(wide, "b t h w g c -> b t h w (g c)")
 
         mean, deviation = per_channel(mean), per_channel(jax.lax.rsqrt(variance + 1e-6))
-        gain = deviation * self.scale[...].astype(jnp.float32)
-        offset = self.bias[...].astype(jnp.float32)
+        scale, offset = (
+            parameter[...].astype(jnp.float32).reshape(1, 1, 1, 1, -1)
+            for parameter in (self.scale, self.bias)
+        )
+        gain = deviation * scale
         return lambda frames: ((frames - mean) * gain + offset).astype(x.dtype)
 
     def __call__(self, x: Video) -> Video:

@@ -70,7 +70,7 @@ def rotate(x: Float[Array, "b l k h"], config: PhiConfig) -> Float[Array, "b l k
     """Turns the first r channels of every head by position: channel i pairs with i + r/2."""
     r = int(config.head_dim * config.partial_rotary_factor)
     frequencies = 1.0 / config.rope_theta ** (jnp.arange(0, r, 2, dtype=jnp.float32) / r)
-    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies
+    angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * frequencies[None]
     cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     a, b, rest = x[..., : r // 2], x[..., r // 2 : r], x[..., r:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)

@@ -142,7 +142,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
         ),
         ({"text_dim": 32}, "does not fit its config.json: text_embed"),
         ({"frames": 2}, "motion_embed.*is missing"),
-        ({"patch_size": 3}, "config.json: latent_size 8x8 is not divisible"),
+        ({"patch_size": 5}, "config.json: latent_size 12x12 is not divisible"),
     ],
 )
 def test_parameters_of_another_model_are_refused(copy, change, named):

@@ -127,8 +127,9 @@ def test_flow_is_measured_and_tells_fast_from_slow(clips):
     slow_flow, fast_flow = clips["flow"][~fast], clips["flow"][fast]
     assert np.percentile(fast_flow, 10) > np.percentile(slow_flow, 90)  # thick digits move more
     moved = np.linalg.norm(np.diff(centers(clips["frames"]), axis=1), axis=-1).mean(1)
-    assert np.corrcoef(clips["flow"], moved)[0, 1] > 0.99
-    assert np.abs(clips["flow"] / moved - 1).max() < 0.25  # pixels per frame, about
+    # Pixels per frame, about: over steps of up to three pixels optical flow is an estimate.
+    assert np.corrcoef(clips["flow"], moved)[0, 1] > 0.98
+    assert np.abs(clips["flow"] / moved - 1).max() < 0.3
 
 
 def test_flow_belongs_to_the_clip_alone(clips):

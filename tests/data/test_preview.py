@@ -31,7 +31,7 @@ def test_a_sheet_and_a_video_are_written(tmp_path):
     film = cv2.VideoCapture(str(paths[1]))
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 12
     assert film.get(cv2.CAP_PROP_FRAME_WIDTH) % 2 == film.get(cv2.CAP_PROP_FRAME_HEIGHT) % 2 == 0
-    assert film.get(cv2.CAP_PROP_FPS) == 6
+    assert film.get(cv2.CAP_PROP_FPS) == 4
     again = write_preview(batches(keep_captions=True), PixelCodec(), tmp_path / "new", count=4)
     assert not {*again} & {*paths}
 
