@@ -169,7 +169,7 @@ def test_parameters_go_to_their_shards_and_types():
     model, _ = diffusers.load_transformer(RELEASED, param_dtype="bfloat16", mesh=mesh)
     kernel = model.temporal_encoder.blocks.block.mlp.fc1.kernel.get_value()
     assert kernel.dtype == "bfloat16"
-    assert kernel.sharding.spec == (None, "fsdp", "tensor")
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
     whole, _ = diffusers.load_transformer(RELEASED)
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, whole)), strict=True):
         np.testing.assert_array_equal(np.float32(ours), np.asarray(theirs.astype("bfloat16"), "f4"))
