@@ -21,12 +21,6 @@ from jaxtyping import Array, Float
 Video = Float[Array, "b t h w c"]
 
 
-# Numbers in a clip's features from which on convolutions take frame after frame.
-LARGE = 2**27
-
-Pointwise = Callable[[Video], Video]
-
-
 class FrameConv(nnx.Conv):
     """A convolution over rows and columns, the same for every frame; padded with zeros."""
 
@@ -36,10 +30,6 @@ class FrameConv(nnx.Conv):
         padding = ((size // 2, size // 2),) * 2
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, (size, size), padding=padding, **options)
-
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
-        """Convolves `before(x)`."""
-        return super().__call__(before(x))
 
 
 class CausalConv(nnx.Conv):
@@ -62,25 +52,13 @@ class CausalConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, size, padding=padding, **options)
 
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
-        """Convolves `before(x)`, where `before` takes each frame alone.
-
-        Of large features neither `before(x)` nor a padded copy is ever there as a whole.
-        """
-        seen = self.kernel_size[0] - 1
-        if x.size < LARGE or self.strides != 1:
-            return super().__call__(before(jnp.concatenate([x[:, :1]] * seen + [x], axis=1)))
-        convolve = super().__call__
-
-        def frame(t: Array) -> Array:
-            times = [jnp.maximum(t - i, 0) for i in range(seen, -1, -1)]
-            near = [jax.lax.dynamic_index_in_dim(x, time, axis=1) for time in times]
-            return convolve(before(jnp.concatenate(near, axis=1)))[:, 0]
-
-        return jnp.moveaxis(jax.lax.map(frame, jnp.arange(x.shape[1])), 0, 1)
+    def __call__(self, x: Video) -> Video:  # type: ignore[override]
+        """Convolves."""
+        before = self.kernel_size[0] - 1
+        return super().__call__(jnp.concatenate([x[:, :1]] * before + [x], axis=1))
 
 
-class GroupNorm(nnx.Module):
+class GroupNorm(nnx.GroupNorm):
     """Group normalization in float32 whatever the type, over a clip or over each frame alone."""
 
     def __init__(
@@ -92,40 +70,24 @@ class GroupNorm(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        del rngs  # starts at one and zero
-        self.scale = nnx.Param(jnp.ones(channels, dtype))
-        self.bias = nnx.Param(jnp.zeros(channels, dtype))
-        self.groups, self.per_frame = groups, per_frame
-
-    def normalizer(self, x: Video) -> Pointwise:
-        """A function that normalizes frames of x with the mean and variance of all of it."""
-        grouped = rearrange(x, "b t h w (g c) -> b t h w g c", g=self.groups)
-        axes = (2, 3, 5) if self.per_frame else (1, 2, 3, 5)
-        # In two passes: E[x²] − E[x]² cancels digits that parity with the release needs.
-        mean = jnp.mean(grouped, axis=axes, keepdims=True, dtype=jnp.float32)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=axes, keepdims=True, dtype=jnp.float32)
-
-        def per_channel(statistic: Array) -> Array:
-            wide = jnp.broadcast_to(statistic, (*statistic.shape[:-1], x.shape[-1] // self.groups))
-            return rearrange(wide, "b t h w g c -> b t h w (g c)")
-
-        mean, deviation = per_channel(mean), per_channel(jax.lax.rsqrt(variance + 1e-6))
-        scale, offset = (
-            parameter[...].astype(jnp.float32).reshape(1, 1, 1, 1, -1)
-            for parameter in (self.scale, self.bias)
+        super().__init__(
+            channels,
+            num_groups=groups,
+            epsilon=1e-6,
+            dtype=jnp.float32,
+            param_dtype=dtype,
+            # E[x²] − E[x]² cancels digits that parity with the release needs.
+            use_fast_variance=False,
+            rngs=rngs,
         )
-        gain = deviation * scale
-        return lambda frames: ((frames - mean) * gain + offset).astype(x.dtype)
+        self.per_frame = per_frame
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Video:  # type: ignore[override]
         """Normalizes."""
-        return self.normalizer(x)(x)
-
-
-def activated(norm: GroupNorm, x: Video) -> Pointwise:
-    """SiLU(norm(x)) as a function of frames of x."""
-    normalize = norm.normalizer(x)
-    return lambda frames: jax.nn.silu(normalize(frames))
+        if not self.per_frame:
+            return super().__call__(x).astype(x.dtype)
+        frames = rearrange(x, "b t h w c -> (b t) h w c")
+        return super().__call__(frames).reshape(x.shape).astype(x.dtype)
 
 
 class Downsample(nnx.Module):

@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_phi
-from nova_jax.codecs import convolution
 
 SMALL = {"norm_num_groups": 4, "latent_channels": 3}
 LTX = {
@@ -151,15 +149,3 @@ def test_phi(tmp_path):
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         expected = theirs.model(torch.as_tensor(tokens)).last_hidden_state
         assert relative(ours(jnp.asarray(tokens, jnp.int32)), expected) < 1e-5
-
-
-@pytest.mark.parametrize("frames", [3, (1, 3, 3)], ids=["three frames", "one frame"])
-def test_large_features_are_convolved_frame_by_frame(frames, monkeypatch):
-    """The same numbers as all at once."""
-    conv = convolution.CausalConv(8, 4, frames, dtype="float32", rngs=nnx.Rngs(0))
-    norm = convolution.GroupNorm(8, 4, per_frame=False, dtype="float32", rngs=nnx.Rngs(0))
-    x = jax.random.normal(jax.random.key(0), (2, 5, 6, 4, 8))
-    whole = conv(x, convolution.activated(norm, x))
-    monkeypatch.setattr(convolution, "LARGE", 0)
-    streamed = conv(x, convolution.activated(norm, x))
-    np.testing.assert_allclose(streamed, whole, rtol=1e-5, atol=1e-6)
