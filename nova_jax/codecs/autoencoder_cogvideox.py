@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
 
 from nova_jax.codecs.convolution import (
+    Autoencoder,
     CausalConv,
     Downsample,
     FrameConv,
@@ -171,10 +171,8 @@ class Block(nnx.Module):
             )
             for i in range(depth)
         )
-        self.downsamplers, self.upsamplers = (
-            nnx.List(downsamplers or []),
-            nnx.List(upsamplers or []),
-        )
+        self.downsamplers = nnx.List(downsamplers or [])
+        self.upsamplers = nnx.List(upsamplers or [])
 
     def __call__(self, x: Video, latents: Video | None = None) -> Video:
         """Goes one level down or up."""
@@ -255,8 +253,8 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.norm_out(x, latents)))
 
 
-class AutoencoderKLCogVideoX(nnx.Module):
-    """The network; see `nova_jax.codecs.autoencoder.Network`."""
+class AutoencoderKLCogVideoX(Autoencoder):
+    """The network; see `nova_jax.codecs.convolution.Autoencoder`."""
 
     def __init__(self, config: AutoencoderCogVideoXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -273,13 +271,3 @@ class AutoencoderKLCogVideoX(nnx.Module):
         self.post_quant_conv = (
             CausalConv(channels, channels, 1, **options) if config.use_post_quant_conv else None
         )
-
-    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
-        """Moments of pixels in [-1, 1]: means, then log-variances."""
-        x = self.encode_windows.run(self.encoder, pixels)
-        return x if self.quant_conv is None else self.quant_conv(x)
-
-    def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
-        """Pixels of latents as the encoder means them."""
-        x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
-        return self.decode_windows.run(self.decoder, x)

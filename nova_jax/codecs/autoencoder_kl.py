@@ -23,6 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nova_jax.codecs.convolution import (
+    Autoencoder,
     CausalConv,
     Downsample,
     FrameConv,
@@ -315,8 +316,8 @@ class Decoder(nnx.Module):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
 
-class AutoencoderKL(nnx.Module):
-    """The network; see `nova_jax.codecs.autoencoder.Network`."""
+class AutoencoderKL(Autoencoder):
+    """The network; see `nova_jax.codecs.convolution.Autoencoder`."""
 
     def __init__(self, config: AutoencoderKLConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -334,13 +335,3 @@ class AutoencoderKL(nnx.Module):
         self.post_quant_conv = (
             conv(channels, channels, 1, **options) if config.use_post_quant_conv else None
         )
-
-    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
-        """Moments of pixels in [-1, 1]: means, then log-variances."""
-        x = self.encode_windows.run(self.encoder, pixels)
-        return x if self.quant_conv is None else self.quant_conv(x)
-
-    def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
-        """Pixels of latents as the encoder means them."""
-        x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
-        return self.decode_windows.run(self.decoder, x)

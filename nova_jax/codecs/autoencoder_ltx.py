@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nova_jax.codecs.convolution import Video, Windows
+from nova_jax.codecs.convolution import Autoencoder, Video, Windows
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 
 _FOLD = "b (t r) (h p) (w q) c -> b t h w (c r p q)"
@@ -283,8 +283,8 @@ class Decoder(nnx.Module):
         return rearrange(x, "b t h w (c q p) -> b t (h p) (w q) c", p=p, q=p)
 
 
-class AutoencoderKLLTXVideo(nnx.Module):
-    """The network; see `nova_jax.codecs.autoencoder.Network`."""
+class AutoencoderKLLTXVideo(Autoencoder):
+    """The network; see `nova_jax.codecs.convolution.Autoencoder`."""
 
     def __init__(self, config: AutoencoderLTXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config, self.latent_channels = config, config.latent_channels
@@ -295,11 +295,4 @@ class AutoencoderKLLTXVideo(nnx.Module):
         self.decode_windows = Windows(size=32, step=32, drop=1)
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
-
-    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
-        """Moments of pixels in [-1, 1]: means, then log-variances."""
-        return self.encode_windows.run(self.encoder, pixels)
-
-    def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
-        """Pixels of clean latents."""
-        return self.decode_windows.run(self.decoder, latents)
+        self.quant_conv = self.post_quant_conv = None

@@ -139,3 +139,32 @@ class Windows:
         parts = jax.lax.map(network, jnp.stack([x[:, i : i + self.size] for i in starts]))
         later = rearrange(parts[1:, :, self.drop :], "n b t h w c -> b (n t) h w c")
         return jnp.concatenate([parts[0], later], axis=1)
+
+
+class Autoencoder(nnx.Module):
+    """What every autoencoder does with its networks; see `nova_jax.codecs.autoencoder.Network`.
+
+    Subclasses set the attributes.
+
+    Attributes:
+        encoder, decoder: pixels to moments, latents to pixels.
+        quant_conv, post_quant_conv: mix the channels of the moments, of the latents; None for not.
+        encode_windows, decode_windows: how frames, and latent frames, are taken.
+    """
+
+    encoder: Callable[[Video], Video]
+    decoder: Callable[[Video], Video]
+    quant_conv: Callable[[Video], Video] | None
+    post_quant_conv: Callable[[Video], Video] | None
+    encode_windows: Windows
+    decode_windows: Windows
+
+    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
+        """Moments of pixels in [-1, 1]: means, then log-variances."""
+        x = self.encode_windows.run(self.encoder, pixels)
+        return x if self.quant_conv is None else self.quant_conv(x)
+
+    def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
+        """Pixels of latents as the encoder means them."""
+        x = latents if self.post_quant_conv is None else self.post_quant_conv(latents)
+        return self.decode_windows.run(self.decoder, x)
