@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +17,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from nova_jax.codecs.convolution import Windows
+from nova_jax.codecs.convolution import Autoencoder
 from nova_jax.codecs.interfaces import Array
-
-
-class Network(Protocol):
-    """What the autoencoders of this package have in common.
-
-    Attributes:
-        latent_channels: C.
-        stride: pixel frames per latent frame after the first, pixels per latent along a side.
-        encode_windows, decode_windows: how frames, and latent frames, are taken.
-    """
-
-    latent_channels: int
-    stride: tuple[int, int]
-    encode_windows: Windows
-    decode_windows: Windows
-
-    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
-        """Moments: means, then log-variances if there are any."""
-
-    def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
-        """Pixels in [-1, 1]."""
 
 
 class AutoencoderCodec:
@@ -56,7 +34,7 @@ class AutoencoderCodec:
 
     def __init__(
         self,
-        network: Network,
+        network: Autoencoder,
         *,
         scale: float | np.ndarray = 1.0,
         shift: float | np.ndarray = 0.0,

@@ -142,16 +142,18 @@ class Windows:
 
 
 class Autoencoder(nnx.Module):
-    """What every autoencoder does with its networks; see `nova_jax.codecs.autoencoder.Network`.
-
-    Subclasses set the attributes.
+    """What the autoencoders of this package have in common; each sets the attributes.
 
     Attributes:
+        latent_channels: C.
+        stride: pixel frames per latent frame after the first, pixels per latent along a side.
         encoder, decoder: pixels to moments, latents to pixels.
         quant_conv, post_quant_conv: mix the channels of the moments, of the latents; None for not.
         encode_windows, decode_windows: how frames, and latent frames, are taken.
     """
 
+    latent_channels: int
+    stride: tuple[int, int]
     encoder: Callable[[Video], Video]
     decoder: Callable[[Video], Video]
     quant_conv: Callable[[Video], Video] | None
