@@ -66,13 +66,13 @@ class AdaptiveNorm(GroupNorm):
         self.conv_y = CausalConv(latents, channels, 1, **options) if by_latents else None
         self.conv_b = CausalConv(latents, channels, 1, **options) if by_latents else None
 
-    def __call__(self, x: Video, latents: Video | None = None) -> Video:  # type: ignore[override]
-        """Normalizes."""
-        x = super().__call__(x)
-        if latents is None or self.conv_y is None or self.conv_b is None:
-            return x
-        latents = _repeat_to(latents, x.shape[1:4])
-        return x * self.conv_y(latents) + self.conv_b(latents)
+    def activated(self, x: Video, latents: Video | None) -> Video:
+        """SiLU of x, normalized and modulated."""
+        x = self(x)
+        if latents is not None and self.conv_y is not None and self.conv_b is not None:
+            latents = _repeat_to(latents, x.shape[1:4])
+            x = x * self.conv_y(latents) + self.conv_b(latents)
+        return jax.nn.silu(x)
 
 
 def _repeat_to(latents: Video, shape: tuple[int, ...]) -> Video:
@@ -109,9 +109,9 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Video, latents: Video | None) -> Video:
         """Maps channels."""
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(jax.nn.silu(self.norm1(x, latents)))
-        return shortcut + self.conv2(jax.nn.silu(self.norm2(x, latents)))
+        u = self.conv1(self.norm1.activated(x, latents))
+        u = self.conv2(self.norm2.activated(u, latents))
+        return u + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class TimeDownsample(Downsample):
@@ -215,7 +215,7 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in (*self.down_blocks, self.mid_block):
             x = block(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out.activated(x, None))
 
 
 class Decoder(nnx.Module):
@@ -250,7 +250,7 @@ class Decoder(nnx.Module):
         x = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):
             x = block(x, latents)
-        return self.conv_out(jax.nn.silu(self.norm_out(x, latents)))
+        return self.conv_out(self.norm_out.activated(x, latents))
 
 
 class AutoencoderKLCogVideoX(Autoencoder):

@@ -30,6 +30,7 @@ from nova_jax.codecs.convolution import (
     GroupNorm,
     Video,
     Windows,
+    activated,
     repeat_pixels,
 )
 
@@ -96,9 +97,9 @@ class ResnetBlock(nnx.Module):
 
     def __call__(self, x: Video) -> Video:
         """Maps channels."""
-        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(jax.nn.silu(self.norm1(x)))
-        return shortcut + self.conv2(jax.nn.silu(self.norm2(x)))
+        u = self.conv1(x, activated(self.norm1, x))
+        u = self.conv2(u, activated(self.norm2, u))
+        return u + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Attention(nnx.Module):
@@ -145,7 +146,7 @@ class Upsample(nnx.Module):
     def __call__(self, x: Video) -> Video:
         """Resizes, then convolves."""
         if self.frames == 1:
-            return self.conv(repeat_pixels(x, 2))
+            return self.conv(x, lambda frames: repeat_pixels(frames, 2))
         b, t, h, w, c = x.shape
         first = jax.image.resize(x[:, :1], (b, 1, 2 * h, 2 * w, c), "linear")
         later = jax.image.resize(x[:, 1:], (b, 2 * t - 2, 2 * h, 2 * w, c), "linear")
@@ -275,8 +276,8 @@ class Encoder(nnx.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        x = self.conv_norm_out(self.mid_block(x))
-        return self.conv_out(jax.nn.silu(x))
+        x = self.mid_block(x)
+        return self.conv_out(x, activated(self.conv_norm_out, x))
 
 
 class Decoder(nnx.Module):
@@ -313,7 +314,7 @@ class Decoder(nnx.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(x, activated(self.conv_norm_out, x))
 
 
 class AutoencoderKL(Autoencoder):

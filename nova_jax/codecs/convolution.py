@@ -16,9 +16,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Video = Float[Array, "b t h w c"]
+
+
+# Numbers in a clip's features from which on convolutions take frame after frame.
+LARGE = 2**27
+
+Pointwise = Callable[[Video], Video]
 
 
 class FrameConv(nnx.Conv):
@@ -30,6 +36,10 @@ class FrameConv(nnx.Conv):
         padding = ((size // 2, size // 2),) * 2
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, (size, size), padding=padding, **options)
+
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
+        """Convolves `before(x)`."""
+        return super().__call__(before(x))
 
 
 class CausalConv(nnx.Conv):
@@ -52,13 +62,34 @@ class CausalConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, size, padding=padding, **options)
 
-    def __call__(self, x: Video) -> Video:  # type: ignore[override]
-        """Convolves."""
-        before = self.kernel_size[0] - 1
-        return super().__call__(jnp.concatenate([x[:, :1]] * before + [x], axis=1))
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
+        """Convolves `before(x)`, where `before` takes each frame alone.
+
+        Of large features neither `before(x)` nor a padded copy is ever there as a whole.
+        """
+        seen = self.kernel_size[0] - 1
+        if x.size < LARGE or self.strides != 1:
+            return super().__call__(before(jnp.concatenate([x[:, :1]] * seen + [x], axis=1)))
+        convolve = super().__call__
+
+        def frame(t: Int[Array, ""] | int) -> Video:
+            times = [jnp.maximum(t - i, 0) for i in range(seen, -1, -1)]
+            near = [jax.lax.dynamic_index_in_dim(x, time, axis=1) for time in times]
+            return convolve(before(jnp.concatenate(near, axis=1)))
+
+        first = frame(0)
+        # Room that waits for the first frame: constants are made at the start of a program, and
+        # the room of every layer would be there at once.
+        room = jnp.repeat(first * 0, x.shape[1], axis=1)
+        return jax.lax.fori_loop(
+            0,
+            x.shape[1],
+            lambda t, room: jax.lax.dynamic_update_slice_in_dim(room, frame(t), t, axis=1),
+            room,
+        )
 
 
-class GroupNorm(nnx.GroupNorm):
+class GroupNorm(nnx.Module):
     """Group normalization in float32 whatever the type, over a clip or over each frame alone."""
 
     def __init__(
@@ -70,24 +101,52 @@ class GroupNorm(nnx.GroupNorm):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        super().__init__(
-            channels,
-            num_groups=groups,
-            epsilon=1e-6,
-            dtype=jnp.float32,
-            param_dtype=dtype,
-            # E[x²] − E[x]² cancels digits that parity with the release needs.
-            use_fast_variance=False,
-            rngs=rngs,
-        )
-        self.per_frame = per_frame
+        del rngs  # starts at one and zero
+        self.scale = nnx.Param(jnp.ones(channels, dtype))
+        self.bias = nnx.Param(jnp.zeros(channels, dtype))
+        self.groups, self.per_frame = groups, per_frame
 
-    def __call__(self, x: Video) -> Video:  # type: ignore[override]
-        """Normalizes."""
+    def normalizer(self, x: Video) -> Pointwise:
+        """A function that normalizes frames of x with the mean and variance of all of it."""
+
+        def of_frame(t: Int[Array, ""]) -> tuple[Array, Array]:
+            frame = jax.lax.dynamic_index_in_dim(x, t, axis=1).astype(jnp.float32)
+            frame = rearrange(frame, "b t h w (g c) -> b t h w g c", g=self.groups)
+            mean = jnp.mean(frame, axis=(2, 3, 5), keepdims=True)
+            # In two passes: E[x²] − E[x]² cancels digits that parity with the release needs.
+            return mean, jnp.mean(jnp.square(frame - mean), axis=(2, 3, 5), keepdims=True)
+
+        mean, variance = (
+            rearrange(of_frames, "t b 1 1 1 g 1 -> b t 1 1 g 1")
+            for of_frames in jax.lax.map(of_frame, jnp.arange(x.shape[1]))
+        )
         if not self.per_frame:
-            return super().__call__(x).astype(x.dtype)
-        frames = rearrange(x, "b t h w c -> (b t) h w c")
-        return super().__call__(frames).reshape(x.shape).astype(x.dtype)
+            # Variance of a clip: the mean of its frames', and the variance of their means.
+            clip_mean = jnp.mean(mean, axis=1, keepdims=True)
+            spread = variance + jnp.square(mean - clip_mean)
+            mean, variance = clip_mean, jnp.mean(spread, axis=1, keepdims=True)
+
+        def per_channel(statistic: Array) -> Array:
+            wide = jnp.broadcast_to(statistic, (*statistic.shape[:-1], x.shape[-1] // self.groups))
+            return rearrange(wide, "b t h w g c -> b t h w (g c)")
+
+        mean, deviation = per_channel(mean), per_channel(jax.lax.rsqrt(variance + 1e-6))
+        scale, offset = (
+            parameter[...].astype(jnp.float32).reshape(1, 1, 1, 1, -1)
+            for parameter in (self.scale, self.bias)
+        )
+        gain = deviation * scale
+        return lambda frames: ((frames - mean) * gain + offset).astype(x.dtype)
+
+    def __call__(self, x: Video) -> Video:
+        """Normalizes."""
+        return self.normalizer(x)(x)
+
+
+def activated(norm: GroupNorm, x: Video) -> Pointwise:
+    """SiLU(norm(x)) as a function of frames of x."""
+    normalize = norm.normalizer(x)
+    return lambda frames: jax.nn.silu(normalize(frames))
 
 
 class Downsample(nnx.Module):
