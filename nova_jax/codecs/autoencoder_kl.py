@@ -33,6 +33,7 @@ from nova_jax.codecs.convolution import (
     activated,
     repeat_pixels,
 )
+from nova_jax.kernels.attention import attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,8 @@ class Attention(nnx.Module):
         pixels = rearrange(self.group_norm(x), "b t h w c -> (b t) (h w) 1 c")
 
         def attend(frame: Float[Array, "n 1 c"]) -> Float[Array, "n 1 c"]:
-            query, key, value = self.to_q(frame), self.to_k(frame), self.to_v(frame)
-            return self.to_out[0](jax.nn.dot_product_attention(query, key, value))
+            query, key, value = (to(frame)[None] for to in (self.to_q, self.to_k, self.to_v))
+            return self.to_out[0](attention(query, key, value)[0])
 
         # One frame at a time: the weights of N pixels are N² numbers.
         return x + jax.lax.map(attend, pixels).reshape(x.shape)

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.attention import attention
 from nova_jax.models.layers import BlockStack, LayerNorm, linear
 
 
@@ -100,7 +101,7 @@ class PhiBlock(nnx.Module):
             for projection in (self.query, self.key, self.value)
         )
         query, key = rotate(query, self.config), rotate(key, self.config)
-        y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        y = attention(query, key, value, causal=True)
         y = self.out(rearrange(y, "b l k h -> b l (k h)"))
         return x + y + self.fc2(jax.nn.gelu(self.fc1(u), approximate=True))
 

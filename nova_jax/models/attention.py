@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
 from nova_jax.models.embeddings import apply_rotary
 from nova_jax.models.layers import BlockStack, LayerNorm, Projector, gelu, linear
@@ -48,6 +49,12 @@ def block_causal_mask(block_ids: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s s"
     return block_ids[:, None] >= block_ids[None, :]
 
 
+def rows(x: Float[Array, "b s *d"], first: Int[Array, ""] | int, count: int) -> Array:
+    """Tokens first .. first + count, with zeros after the last one."""
+    room = jnp.zeros_like(x, shape=(x.shape[0], count, *x.shape[2:]))
+    return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x, room], axis=1), first, count, axis=1)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with one biased qkv projection; softmax in float32."""
 
@@ -61,16 +68,19 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b s d"],
         rotary: Float[Array, "#b s h/2"] | None,
-        mask: Bool[Array, "#b #s t"] | None,
+        seen: Seen,
         cache: tuple[Array, Array, Array] | None = None,
+        only: tuple[Int[Array, ""], int] | None = None,
     ) -> tuple[Float[Array, "b s d"], tuple[Array, Array] | None]:
         """Attends over x, or over the cached tokens and x.
 
         Args:
             x: the queries' tokens.
             rotary: rotary angles of x's tokens, None for none.
-            mask: true where a query may see a key.
+            seen: which keys queries see, as `nova_jax.kernels.attention` takes it.
             cache: this layer's key and value buffers [B, T, K, H] and where x belongs in them.
+            only: the first and the number of those tokens whose output is asked for; by default
+                all. What reaches past the last token is padding.
 
         Returns:
             The branch's output and, with a cache, the new buffers.
@@ -85,8 +95,9 @@ class Attention(nnx.Module):
             key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
             value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
             buffers = (key, value)
-        mask = None if mask is None else mask[:, None]
-        y = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        if only is not None:
+            query = rows(query, *only)
+        y = attention(query, key, value, seen)
         return self.out(rearrange(y, "b s k h -> b s (k h)")), buffers
 
 
@@ -104,14 +115,18 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "b s d"],
         rotary: Float[Array, "#b s h/2"] | None = None,
-        mask: Bool[Array, "#b #s t"] | None = None,
+        seen: Seen = None,
         start: Int[Array, ""] | None = None,
         buffers: tuple[Array, Array] | None = None,
+        only: tuple[Int[Array, ""], int] | None = None,
     ) -> Array | tuple[Array, tuple[Array, Array] | None]:
-        """Returns x, or (x, new buffers) where key and value `buffers` are given."""
+        """Returns x, or (x, new buffers) where key and value `buffers` are given.
+
+        With `only`, see `Attention`, just those tokens of x.
+        """
         cache = None if buffers is None or start is None else (*buffers, start)
-        branch, new_buffers = self.attention(x, rotary, mask, cache)
-        x = x + self.norm1(branch)
+        branch, new_buffers = self.attention(x, rotary, seen, cache, only)
+        x = (x if only is None else rows(x, *only)) + self.norm1(branch)
         x = x + self.norm2(self.mlp(x))
         return x if buffers is None else (x, new_buffers)
 

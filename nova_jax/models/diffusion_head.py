@@ -32,12 +32,27 @@ class HeadBlock(nnx.Module):
         self.norm = LayerNorm(width, **options)
 
     def __call__(
-        self, x: Float[Array, "*b d"], condition: Float[Array, "*b d"]
-    ) -> Float[Array, "*b d"]:
-        """`condition` is SiLU(feature embedding + step embedding), the same for every block."""
-        scale, shift, gate = jnp.split(self.modulation(condition), 3, axis=-1)
+        self,
+        x: Float[Array, "*b d"],
+        condition: Float[Array, "*b d"] | None,
+        modulation: Float[Array, "*b 3d"] | None = None,
+    ) -> Array | tuple[Array, None]:
+        """Maps tokens to tokens.
+
+        Args:
+            x: the tokens.
+            condition: SiLU(feature embedding + step embedding), the same for every block.
+            modulation: in its place (scale, shift, gate), already projected.
+
+        Returns:
+            x, or (x, None) for a given modulation, as `BlockStack` has it.
+        """
+        known = modulation is not None
+        rows = modulation if known else self.modulation(condition)
+        scale, shift, gate = jnp.split(rows, 3, axis=-1)
         u = self.mlp(self.pre_norm(x) * (1 + scale) + shift)
-        return x + gate * self.norm(u)
+        x = x + gate * self.norm(u)
+        return (x, None) if known else x
 
 
 class DiffusionHead(nnx.Module):
@@ -53,6 +68,7 @@ class DiffusionHead(nnx.Module):
         unroll: int = 1,
     ):
         size, width = config.diffusion_head_size, config.diffusion_head_size.width
+        self.dtype, self.depth, self.width = dtype, size.depth, width
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.patch_embed = linear(
             config.token_dim, width, (None, "embed"), kernel_init=_ORTHOGONAL, **options
@@ -78,6 +94,11 @@ class DiffusionHead(nnx.Module):
             identity = self.patch_embed.kernel.get_value().T * math.sqrt(config.token_dim / width)
             self.out.kernel.set_value(identity)
 
+    @property
+    def modulation_dims(self) -> int:
+        """Values that a token's condition is projected to, all blocks and the last norm."""
+        return (3 * self.depth + 2) * self.width
+
     def embed_step(self, time: Float[Array, "*b"]) -> Float[Array, "*b d"]:
         """Embedding of the network's diffusion time, 0 to 1000; cosines before sines."""
         sin, cos = sinusoid(time)
@@ -96,5 +117,22 @@ class DiffusionHead(nnx.Module):
         """
         condition = jax.nn.silu(condition)
         h, _ = self.blocks(self.patch_embed(x), condition)
-        scale, shift = jnp.split(self.final_modulation(condition), 2, axis=-1)
+        return self._project(h, self.final_modulation(condition))
+
+    def denoise(
+        self,
+        x: Float[Array, "b n p"],
+        passes: int,
+        blocks: Float[Array, "l gb n 3d"],
+        final: Float[Array, "gb n 2d"],
+    ) -> Float[Array, "gb n p"]:
+        """The same for G passes over the same tokens, whose modulations are already projected."""
+        h = jnp.concatenate([self.patch_embed(x)] * passes, axis=0)
+        h, _ = self.blocks(h, None, per_block=blocks)
+        return self._project(h, final)
+
+    def _project(
+        self, h: Float[Array, "*b d"], modulation: Float[Array, "*b 2d"]
+    ) -> Float[Array, "*b p"]:
+        scale, shift = jnp.split(modulation, 2, axis=-1)
         return self.out(self.final_norm(h) * (1 + scale) + shift)

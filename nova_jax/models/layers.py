@@ -184,6 +184,24 @@ class BlockStack(nnx.Module):
             body = jax.checkpoint(body, prevent_cse=False)
         return jax.lax.scan(body, x, (state, per_block), unroll=min(self.unroll, self.depth))
 
+    def all_but_last(self, x: Any, *shared: Any) -> tuple[Any, Any]:
+        """Applies all blocks but the last; returns x and the last block (no gradient is meant)."""
+        graph, state = nnx.split(self.block)
+
+        def block(index: Any) -> Any:
+            pick = lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)  # noqa: E731
+            return nnx.merge(graph, jax.tree.map(pick, state))
+
+        count = self.depth - 1
+        run = lambda index, x: block(index)(x, *shared)  # noqa: E731
+        x = jax.lax.fori_loop(0, count, run, x, unroll=max(1, min(self.unroll, count)))
+        return x, block(count)
+
+    def map(self, function: Callable[[Any], Any]) -> Any:
+        """The results of `function` for each block, stacked; the blocks do not see each other."""
+        graph, state = nnx.split(self.block)
+        return jax.lax.map(lambda block: function(nnx.merge(graph, block)), state)
+
     def unstacked(self) -> Iterator[Any]:
         """The blocks one by one, as modules of their own: for inspection, not for speed."""
         graph, state = nnx.split(self.block)

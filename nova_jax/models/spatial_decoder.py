@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nova_jax.models.attention import transformer
 from nova_jax.models.config import NovaConfig
@@ -77,37 +77,40 @@ class SpatialDecoder(nnx.Module):
         space = self.space(order[:, : visible.shape[1]])
         return x if space is None else x + space
 
-    def key_mask(self, padded: int, num_visible: Int[Array, ""] | int) -> Bool[Array, "1 1 s"]:
-        """True for the M indicator features and the real ones among the padded visible tokens."""
-        tokens = self.config.indicator_tokens
-        return (jnp.arange(tokens + padded) < tokens + num_visible)[None, None]
-
     def __call__(
         self,
         visible: Float[Array, "b v p"],
         num_visible: Int[Array, ""] | int,
         order: Int[Array, "b n"],
         indicators: Float[Array, "b m d"],
+        only: tuple[Int[Array, ""], int] | None = None,
     ) -> Float[Array, "b n d"]:
-        """Features of all N tokens, in reveal order.
+        """Features of all N tokens, in reveal order, or of those that are asked for.
 
         Args:
             visible: the first V tokens in reveal order; those from `num_visible` on are padding.
             num_visible: how many are visible.
             order: reveal order, a permutation of the row-major token indices.
             indicators: the temporal encoder's features of this frame.
+            only: first and number of the tokens that are asked for; the last block runs for them
+                alone. What reaches past token N is padding.
         """
         m, v = indicators.shape[1], visible.shape[1]
         x, rotary = self.mask_tokens(order), self.rotary(order)
         if v > 0:
             seen = jnp.concatenate([indicators, self.embed_visible(visible, order)], axis=1)
             rotary_seen = None if rotary is None else rotary[:, : m + v]
-            seen, _ = self.encoder_blocks(seen, rotary_seen, self.key_mask(v, num_visible))
+            seen, _ = self.encoder_blocks(seen, rotary_seen, jnp.asarray(m + num_visible))
             indicators = seen[:, :m]
             is_visible = (jnp.arange(v) < num_visible)[None, :, None]
             x = jnp.concatenate([jnp.where(is_visible, seen[:, m:], x[:, :v]), x[:, v:]], axis=1)
         else:
             rotary_seen = None if rotary is None else rotary[:, :m]
             indicators, _ = self.encoder_blocks(indicators, rotary_seen, None)
-        x, _ = self.decoder_blocks(jnp.concatenate([indicators, x], axis=1), rotary, None)
-        return self.norm(x[:, m:])
+        x = jnp.concatenate([indicators, x], axis=1)
+        if only is None:
+            x, _ = self.decoder_blocks(x, rotary, None)
+            return self.norm(x[:, m:])
+        x, last = self.decoder_blocks.all_but_last(x, rotary, None)
+        first, count = only
+        return self.norm(last(x, rotary, None, only=(m + first, count)))

@@ -173,11 +173,10 @@ class TemporalEncoder(nnx.Module):
         length = 0 if condition is None else condition.shape[1]
         x = slot if condition is None else jnp.concatenate([condition, slot], axis=1)
         new_length = cache.length + x.shape[1]
-        mask = (jnp.arange(cache.key.shape[2]) < new_length)[None, None]
         x, (key, value) = self.blocks(
             x,
             self.rotary(1, length, frame),
-            mask,
+            new_length,
             cache.length,
             per_block=(cache.key, cache.value),
         )

@@ -9,17 +9,15 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
+from nova_jax.kernels.diffusion_sampler.api import Implementation, sample
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside, State
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.models.layers import patchify
-from nova_jax.sampling.guidance import GuidanceConfig, combine
+from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import SamplingSteps
-
-# Tokens of the set and, where guidance is renormalized, those outside it.
-_Carry = tuple[Array, Array | None]
 
 
 class NoiseSource(Protocol):
@@ -96,18 +94,6 @@ class GivenNoise:
         return to_reveal_order(patchify(image, self.patch), self.order)
 
 
-def predict(
-    head: DiffusionHead,
-    x: Float[Array, "b n p"],
-    condition: Float[Array, "gb n d"],
-    passes: int,
-) -> Float[Array, "g b n p"]:
-    """The head's float32 prediction for the same tokens under each pass's condition."""
-    stacked = jnp.concatenate([x] * passes, axis=0)
-    prediction = head(stacked, condition).astype(jnp.float32)
-    return rearrange(prediction, "(g b) n p -> g b n p", g=passes)
-
-
 def denoise_set(
     head: DiffusionHead,
     features: Float[Array, "gb n d"],
@@ -119,6 +105,7 @@ def denoise_set(
     steps: SamplingSteps,
     guidance: GuidanceConfig,
     scale: float | Float[Array, ""],
+    implementation: Implementation = "auto",
 ) -> Float[Array, "b n p"]:
     """Draws the tokens of one set from noise, given their features.
 
@@ -131,56 +118,51 @@ def denoise_set(
         start, count: the set's slice of the reveal order.
         steps: the sampling steps.
         guidance, scale: the guidance options and g of this AR step.
+        implementation: of the loop over diffusion steps.
     """
-    width, passes = features.shape[1], guidance.passes
+    width, draws, total = features.shape[1], steps.noise_draws, len(steps.time)
+
+    def slice_set(frame_tokens: Float[Array, "*s b n p"]) -> Float[Array, "*s b w p"]:
+        room = [(0, 0)] * (frame_tokens.ndim - 2) + [(0, width), (0, 0)]
+        return jax.lax.dynamic_slice_in_dim(jnp.pad(frame_tokens, room), start, width, axis=-2)
+
+    initial, added = noise.initial(frame, step), None
+    if draws:
+        # Steps without noise come last, and have a weight of zero.
+        added = jax.lax.map(lambda draw: noise.added(frame, step, draw), jnp.arange(draws))
+        added = jnp.pad(added, ((0, total - draws), *[(0, 0)] * 3))
+    outside = None
+    if guidance.rule.renormalized:
+        index = jnp.arange(initial.shape[1])
+        is_outside = ((index < start) | (index >= start + count))[:, None]
+        vectors = initial[None] if added is None else jnp.concatenate([initial[None], added])
+        vectors = jnp.where(is_outside, vectors, 0.0)
+        gram = jnp.einsum("vbnp,wbnp->bvw", vectors, vectors)
+        outside = Outside(jnp.zeros(gram.shape[:2]).at[:, 0].set(1.0), gram)
+    state = (slice_set(initial), outside)
+    added = None if added is None else slice_set(added)
     condition = head.feature_embed(features)
-    valid = (jnp.arange(width) < count).astype(jnp.float32)
 
-    def slice_set(frame_tokens: Float[Array, "b n p"]) -> Float[Array, "b n p"]:
-        padded = jnp.pad(frame_tokens, ((0, 0), (0, width), (0, 0)))
-        return jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
-
-    initial = noise.initial(frame, step)
-    x = slice_set(initial)
-    # Tokens outside the set are never denoised: their "prediction" is their own value, in every
-    # pass. Only the norms of guidance renormalisation see them, so only then are they carried.
-    index = jnp.arange(initial.shape[1])
-    outside = ((index < start) | (index >= start + count))[None, :, None]
-    rest = jnp.where(outside, initial, 0.0) if guidance.renormalized else None
-
-    def run(carry: _Carry, first: int, last: int, options: GuidanceConfig) -> _Carry:
-        batch = carry[0].shape[0]
-        active = condition[: options.passes * batch]
-        times = head.embed_step(jnp.asarray(steps.time[first:last]))
-
-        def body(carry: _Carry, row: tuple[Array, ...]) -> tuple[_Carry, None]:
-            (x, rest), (index, time, keep, move, spread) = carry, row
-            predictions = predict(head, x, active + time[None, None], options.passes)
-            norm2 = None if rest is None else jnp.sum(rest**2, axis=(1, 2))
-            guided, factor = combine(predictions, scale, options, valid, norm2)
-            x = keep * x + move * guided
-            if rest is not None:
-                guided_rest = rest if factor is None else rest * factor[:, None, None]
-                rest = keep * rest + move * guided_rest
-            if steps.noise_draws:
-                added = noise.added(frame, step, jnp.minimum(index, steps.noise_draws - 1))
-                x = x + spread * slice_set(added)
-                rest = None if rest is None else rest + spread * jnp.where(outside, added, 0.0)
-            return (x, rest), None
-
-        rows = (
-            jnp.arange(first, last),
-            times,
-            *(jnp.asarray(v[first:last]) for v in (steps.keep, steps.move, steps.spread)),
+    def run(state: State, first: int, last: int, rule: Guidance) -> State:
+        if first == last:
+            return state
+        return sample(
+            head,
+            condition[: rule.passes * initial.shape[0]],
+            state,
+            steps.part(first, last),
+            rule,
+            scale=scale,
+            count=count,
+            first=first,
+            noise=None if added is None else added[first:last],
+            implementation=implementation,
         )
-        return jax.lax.scan(body, carry, rows)[0]
 
-    total = len(steps.time)
-    guided_steps = total
-    if passes > 1 and guidance.trunc:
-        guided_steps = int(np.count_nonzero(steps.time >= guidance.trunc))
-    carry = run((x, rest), 0, guided_steps, guidance) if guided_steps else (x, rest)
-    if guided_steps < total:
-        plain = dataclasses.replace(guidance, scale=1.0)
-        carry = run(carry, guided_steps, total, plain)
-    return carry[0]
+    # Late steps have no guidance if it is truncated: the conditional pass alone is run.
+    guided = total
+    if guidance.passes > 1 and guidance.trunc:
+        guided = int(np.count_nonzero(steps.time >= guidance.trunc))
+    state = run(state, 0, guided, guidance.rule)
+    tokens, _ = run((state[0], None), guided, total, Guidance(passes=1))
+    return tokens

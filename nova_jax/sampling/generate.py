@@ -161,9 +161,9 @@ def draw_frame(
         ) -> tuple[Array, None]:
             step, start, count = row
             visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
-            features = model.spatial_decoder(visible, start, orders, indicators)
-            features = jnp.pad(features, ((0, 0), (0, bucket.width), (0, 0)))
-            features = jax.lax.dynamic_slice_in_dim(features, start, bucket.width, axis=1)
+            features = model.spatial_decoder(
+                visible, start, orders, indicators, only=(start, bucket.width)
+            )
             scale = guidance.scale_at(step, kept)
             drawn = denoise_set(
                 model.diffusion_head,

@@ -6,10 +6,10 @@ Guidance passes are stacked on the batch axis: [conditional | unconditional] or,
 
 import dataclasses
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler.reference import Guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,48 +44,11 @@ class GuidanceConfig:
         return 1 if self.scale <= 1 else 3 if self.image_scale else 2
 
     @property
-    def renormalized(self) -> bool:
-        """Whether the guided prediction's norm is bounded."""
-        return self.passes > 1 and self.renorm < 1
+    def rule(self) -> Guidance:
+        """How predictions are combined, for the sampler."""
+        return Guidance(self.passes, self.renorm, self.image_scale)
 
     def scale_at(self, step: int | Array, steps: int) -> float | Array:
         """g of AR step k of K′: (g − m)·(k + 1)/K′ + m."""
         low = self.min_scale or self.scale
         return (self.scale - low) * (step + 1) / steps + low
-
-
-def combine(
-    predictions: Float[Array, "g b n p"],
-    scale: Float[Array, ""] | float,
-    config: GuidanceConfig,
-    valid: Float[Array, "n"],
-    rest_norm2: Float[Array, "b"] | None,
-) -> tuple[Float[Array, "b n p"], Float[Array, "b"] | None]:
-    """Combines the passes' predictions.
-
-    Args:
-        predictions: one slice a pass.
-        scale: g of this AR step.
-        config: the options.
-        valid: 1 for tokens of the set, 0 for padding, which does not count in norms.
-        rest_norm2: squared norm of what the passes agree on outside the set; needed and used
-            for `renorm` only.
-
-    Returns:
-        The prediction, and the factor by which the part outside the set is scaled.
-    """
-    if config.passes == 1:
-        return predictions[0], None
-    cond, uncond, base = predictions[0], predictions[1], predictions[-1]
-    guided = uncond + scale * (cond - base)
-    factor = None
-    if config.renormalized:
-        assert rest_norm2 is not None
-        weights = valid[None, :, None]
-        cond_norm2 = jnp.sum(weights * cond**2, axis=(1, 2)) + rest_norm2
-        guided_norm2 = jnp.sum(weights * guided**2, axis=(1, 2)) + rest_norm2
-        factor = jnp.clip(jnp.sqrt(cond_norm2) / jnp.sqrt(guided_norm2), config.renorm, 1.0)
-        guided = guided * factor[:, None, None]
-    if config.image_scale:
-        guided = guided + config.image_scale * (base - uncond)
-    return guided, factor

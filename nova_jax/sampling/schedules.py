@@ -47,6 +47,11 @@ class SamplingSteps:
     move: Float[np.ndarray, "s"]
     spread: Float[np.ndarray, "s"]
 
+    def part(self, first: int, last: int) -> "SamplingSteps":
+        """Some of the steps."""
+        columns = (self.time, self.keep, self.move, self.spread)
+        return SamplingSteps(*(column[first:last] for column in columns))
+
     @property
     def noise_draws(self) -> int:
         """Steps that add new noise."""

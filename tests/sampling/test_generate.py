@@ -14,6 +14,7 @@ from flax import nnx
 from small import make
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.generate import (
@@ -24,7 +25,6 @@ from nova_jax.sampling.generate import (
     generate,
     unconditional,
 )
-from nova_jax.sampling.guidance import combine
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
 CONFIG = dataclasses.replace(
@@ -127,22 +127,22 @@ def test_unconditional_drops_text_or_class_and_keeps_motion():
 def test_guidance_by_hand():
     cond, uncond, base = jnp.array([[[3.0, 4.0]]]), jnp.zeros((1, 1, 2)), jnp.array([[[0.0, 4.0]]])
     valid = jnp.ones(1)
-    plain, factor = combine(jnp.stack([cond, uncond]), 2.0, GuidanceConfig(scale=2.0), valid, None)
+    plain, factor = combine(jnp.stack([cond, uncond]), 2.0, Guidance(2), valid, None)
     np.testing.assert_allclose(plain, [[[6.0, 8.0]]])
     assert factor is None
     # ‖cond‖ = 5 and ‖guided‖ = 10, with nothing outside the set: factor ½, bounded by renorm.
     rest = jnp.zeros(1)
     for bound, wanted in ((0.2, 0.5), (0.8, 0.8)):
-        config = GuidanceConfig(scale=2.0, renorm=bound)
+        config = Guidance(2, renorm=bound)
         guided, factor = combine(jnp.stack([cond, uncond]), 2.0, config, valid, rest)
         np.testing.assert_allclose(guided, wanted * plain, rtol=1e-6)
         np.testing.assert_allclose(factor, [wanted], rtol=1e-6)
     # Outside the set the passes agree; its norm 12 counts: √(25 + 144) / √(100 + 144).
-    config = GuidanceConfig(scale=2.0, renorm=0.2)
+    config = Guidance(2, renorm=0.2)
     _, factor = combine(jnp.stack([cond, uncond]), 2.0, config, valid, jnp.array([144.0]))
     np.testing.assert_allclose(factor, [13 / np.sqrt(244)], rtol=1e-6)
     # uncond + 2·(cond − base) + 1.5·(base − uncond)
-    config = GuidanceConfig(scale=2.0, image_scale=1.5)
+    config = Guidance(3, image_scale=1.5)
     guided, _ = combine(jnp.stack([cond, uncond, base]), 2.0, config, valid, None)
     np.testing.assert_allclose(guided, [[[6.0, 6.0]]])
 

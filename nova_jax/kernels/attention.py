@@ -1,0 +1,91 @@
+"""Softmax attention: which implementation runs where.
+
+    cpu    plain, in float32, a few heads at a time: `jax.nn`'s takes twice the time, all the
+           memory at once, and no float16
+    gpu    cuDNN's flash attention for half types, else `jax.nn`'s plain one
+    tpu    `jax.nn`'s
+
+Dimensions: B sequences, S queries, T keys, K heads, H channels of a head.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int
+
+# A mask [B, S, T], or the number of keys that are not padding; None: all.
+Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | None
+# Most scores that are there at once on a CPU, unless one head has more: 64 MB.
+_SCORES = 2**24
+
+
+def attention(
+    query: Float[Array, "b s k h"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    seen: Seen = None,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b s k h"]:
+    """softmax(q·k / √H)·v, with a float32 softmax.
+
+    Args:
+        query, key, value: of one type.
+        seen: what queries may see: a mask, or how many keys there are before padding.
+        causal: query i sees the keys up to i, of those.
+    """
+    backend = jax.default_backend()
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    padded = seen is not None and jnp.ndim(seen) == 0
+    if backend == "gpu" and half and (seen is None or padded) and query.shape[-1] <= 128:
+        lengths = jnp.full(key.shape[0], seen, jnp.int32) if padded else None
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            query_seq_lengths=jnp.full(key.shape[0], query.shape[1]) if padded else None,
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
+        )
+    mask = (jnp.arange(key.shape[1]) < seen)[None, None] if padded else seen
+    if backend != "cpu":
+        heads = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(query, key, value, mask=heads, is_causal=causal)
+    if causal:
+        below = jnp.tril(jnp.ones((1, query.shape[1], key.shape[1]), bool))
+        mask = below if mask is None else mask & below
+    return _on_cpu(query, key, value, mask)
+
+
+def _on_cpu(
+    query: Float[Array, "b s k h"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    mask: Bool[Array, "#b #s t"] | None,
+) -> Float[Array, "b s k h"]:
+    batch, queries, heads, channels = query.shape
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, mask.shape[1], key.shape[1]))
+        mask = jnp.repeat(mask, heads, axis=0)
+
+    def one(
+        arrays: tuple[Array, Array, Array, Array | None],
+    ) -> Float[Array, "s h"]:
+        q, k, v, seen = arrays
+        scores = q @ k.T / math.sqrt(channels)
+        scores = scores if seen is None else jnp.where(seen, scores, jnp.finfo(q.dtype).min)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        return weights @ v / weights.sum(axis=-1, keepdims=True)
+
+    by_head = [
+        rearrange(x, "b s k h -> (b k) s h").astype(jnp.float32) for x in (query, key, value)
+    ]
+    at_once = max(1, _SCORES // (queries * key.shape[1]))
+    if at_once >= batch * heads:
+        y = jax.vmap(one)((*by_head, mask))
+    else:
+        y = jax.lax.map(one, (*by_head, mask), batch_size=at_once)
+    return rearrange(y, "(b k) s h -> b s k h", k=heads).astype(query.dtype)

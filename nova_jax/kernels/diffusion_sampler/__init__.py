@@ -1,0 +1,1 @@
+"""The loop over diffusion steps: one operation, several implementations."""

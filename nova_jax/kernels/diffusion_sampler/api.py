@@ -1,0 +1,111 @@
+"""The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler import reference
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
+from nova_jax.models.diffusion_head import DiffusionHead
+
+Implementation = Literal["auto", "xla", "pallas"]
+
+#: Bytes of modulations that are there at once; steps beyond are projected when they are due.
+MODULATION_BYTES = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunk:
+    """Coefficients of some of the steps."""
+
+    time: Float[Array, "s"]
+    keep: Float[Array, "s"]
+    move: Float[Array, "s"]
+    spread: Float[Array, "s"]
+
+
+def check_implementation(implementation: str) -> None:
+    """Raises NovaError if there is no such implementation."""
+    if implementation not in get_args(Implementation):
+        raise NovaError(
+            f"sampler {implementation!r} is not known; choose {', '.join(get_args(Implementation))}"
+        )
+
+
+def choose(implementation: Implementation) -> Literal["xla", "pallas"]:
+    """The implementation that "auto" means here, or the one that is named."""
+    check_implementation(implementation)
+    if implementation != "auto":
+        return implementation
+    # Neither kernel has been timed on hardware; until one is faster, auto is the program that XLA
+    # makes of the reference.
+    return "xla"
+
+
+def sample(
+    head: DiffusionHead,
+    features: Float[Array, "gb n d"],
+    state: State,
+    steps: Steps,
+    guidance: Guidance,
+    *,
+    scale: Float[Array, ""] | float = 1.0,
+    count: Int[Array, ""] | int | None = None,
+    first: int = 0,
+    noise: Float[Array, "s b n p"] | None = None,
+    implementation: Implementation = "auto",
+) -> State:
+    """Takes a set of tokens through diffusion steps.
+
+    Args:
+        head: the diffusion head.
+        features: what `head.feature_embed` made of the tokens' features, passes stacked on the
+            batch axis.
+        state: the tokens as they are, float32, and what is outside the set; the latter with
+            `guidance.renormalized` only.
+        steps: coefficients of the steps to run.
+        guidance: how passes are combined.
+        scale: g of guidance.
+        count: tokens of the set; those from here on are padding, whatever they hold.
+        first: index of the first of these steps among all, for what is outside.
+        noise: of these steps; None where none adds any.
+        implementation: "xla", "pallas" or "auto"; a named one runs or fails.
+
+    Returns:
+        The new state.
+
+    Raises:
+        NovaError: before anything is compiled, if the named implementation cannot do this.
+    """
+    batch, width, _ = state[0].shape
+    valid = jnp.arange(width) < (width if count is None else count)
+    run = reference.sample
+    if choose(implementation) == "pallas":
+        raise NovaError("no kernel yet")
+    total = len(steps.time)
+    dims = head.modulation_dims
+    per_step = guidance.passes * batch * width * dims * jnp.dtype(head.dtype).itemsize
+    most = max(1, MODULATION_BYTES // per_step)
+    chunk = max(size for size in range(1, total + 1) if total % size == 0 and size <= most)
+
+    def part(state: State, index: Int[Array, ""], rows: tuple[Array, ...]) -> State:
+        *columns, noise = rows
+        steps = _Chunk(*columns)
+        modulations: Modulations = reference.modulate(head, features, steps.time)
+        at = first + index * chunk
+        return run(head, modulations, state, steps, guidance, scale, valid, at, noise)
+
+    columns = [steps.time, steps.keep, steps.move, steps.spread]
+    rows = tuple(jnp.asarray(np.asarray(c).reshape(total // chunk, chunk)) for c in columns)
+    parts = None if noise is None else noise.reshape(total // chunk, chunk, *noise.shape[1:])
+    if chunk == total:
+        return part(state, jnp.asarray(0), jax.tree.map(lambda a: a[0], (*rows, parts)))
+    indices = jnp.arange(total // chunk)
+    return jax.lax.scan(
+        lambda state, row: (part(state, row[0], row[1]), None), state, (indices, (*rows, parts))
+    )[0]
