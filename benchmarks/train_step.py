@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from absl import app, flags
 from flax import nnx
+from peak import measured_peak
 
 from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.models import Conditions, Nova, NovaConfig
@@ -58,20 +59,6 @@ def forward_flops(config: NovaConfig, batch: int, frames: int, repeat: int) -> f
     per_token = 5 * width * width * head + 2 * width * width + 2 * width * config.token_dim
     shared = d * width + width * width
     return 2 * (temporal + rows * (spatial + n * (repeat * per_token + shared)))
-
-
-def measured_peak(dtype: jnp.dtype) -> float:
-    """FLOP/s of a large matrix product, best of five."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        product(a).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 def main(_: list[str]) -> None:

@@ -38,19 +38,23 @@ def attention(
     """
     backend = jax.default_backend()
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    padded = seen is not None and jnp.ndim(seen) == 0
-    if backend == "gpu" and half and (seen is None or padded) and query.shape[-1] <= 128:
-        lengths = jnp.full(key.shape[0], seen, jnp.int32) if padded else None
+    length = seen if seen is not None and jnp.ndim(seen) == 0 else None
+    no_mask = seen is None or length is not None
+    if backend == "gpu" and half and no_mask and query.shape[-1] <= 128:
+        lengths = queries = None
+        if length is not None:
+            lengths = jnp.full(key.shape[0], length, jnp.int32)
+            queries = jnp.full(key.shape[0], query.shape[1], jnp.int32)
         return jax.nn.dot_product_attention(
             query,
             key,
             value,
             is_causal=causal,
-            query_seq_lengths=jnp.full(key.shape[0], query.shape[1]) if padded else None,
+            query_seq_lengths=queries,
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
-    mask = (jnp.arange(key.shape[1]) < seen)[None, None] if padded else seen
+    mask = seen if length is None else (jnp.arange(key.shape[1]) < length)[None, None]
     if backend != "cpu":
         heads = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(query, key, value, mask=heads, is_causal=causal)

@@ -81,11 +81,10 @@ class NovaConfig:
         for name in ("latent_channels", "patch_size", "frames"):
             if getattr(self, name) < 1:
                 raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        video_patch = 2 * self.patch_size
-        if h < 1 or w < 1 or h % video_patch or w % video_patch:
+        if h % self.patch_size or w % self.patch_size or min(h, w) < 2 * self.patch_size:
             raise NovaError(
-                f"latent_size {h}x{w} is not divisible by the temporal encoder's patch of "
-                f"{video_patch} (2 x patch_size {self.patch_size}); change one of them"
+                f"latent_size {h}x{w} is not divisible by patch_size {self.patch_size}, or less "
+                "than twice that, the temporal encoder's patch; change one of them"
             )
         for name in ("temporal_encoder", "spatial_decoder"):
             stage: StageSize = getattr(self, f"{name}_size")

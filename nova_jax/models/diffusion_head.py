@@ -47,12 +47,15 @@ class HeadBlock(nnx.Module):
         Returns:
             x, or (x, None) for a given modulation, as `BlockStack` has it.
         """
-        known = modulation is not None
-        rows = modulation if known else self.modulation(condition)
-        scale, shift, gate = jnp.split(rows, 3, axis=-1)
+        if modulation is not None:
+            return self._apply(x, modulation), None
+        assert condition is not None
+        return self._apply(x, self.modulation(condition))
+
+    def _apply(self, x: Array, modulation: Array) -> Float[Array, "*b d"]:
+        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
         u = self.mlp(self.pre_norm(x) * (1 + scale) + shift)
-        x = x + gate * self.norm(u)
-        return (x, None) if known else x
+        return x + gate * self.norm(u)
 
 
 class DiffusionHead(nnx.Module):

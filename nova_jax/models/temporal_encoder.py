@@ -84,8 +84,13 @@ class TemporalEncoder(nnx.Module):
         self.mixer = Mixer(width, rank, dtype=dtype, rngs=rngs) if has_mixer else None
 
     def embed_frames(self, latents: Float[Array, "b t h w c"]) -> Float[Array, "b t m d"]:
-        """Patch embedding of frames, without positions."""
-        return self.patch_embed(patchify(latents, 2 * self.config.patch_size))
+        """Patch embedding of frames, without positions.
+
+        Rows and columns that fill no patch are left out, as a strided convolution does.
+        """
+        side = 2 * self.config.patch_size
+        rows, columns = self.config.temporal_grid
+        return self.patch_embed(patchify(latents[:, :, : rows * side, : columns * side], side))
 
     def begin_of_video(self, batch: int) -> Float[Array, "b 1 m d"]:
         """The learned token that stands where frame 0 has no frame before it."""

@@ -24,6 +24,7 @@ from nova_jax.models.attention import KVCache
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.sampling import flops
 from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
@@ -149,7 +150,8 @@ def draw_frame(
     config, batch = model.config, order.shape[0]
     total, kept = config.num_tokens, len(sizes)
     orders = jnp.concatenate([order] * guidance.passes, axis=0)
-    buckets = bucket_steps(total, sizes)
+    diffusion_steps = len(steps.time)
+    buckets = bucket_steps(sizes, lambda v, n: flops.ar_step(config, diffusion_steps, v, n))
     # A padded set may reach past the frame's end; the room behind it takes the surplus.
     room = max(bucket.width for bucket in buckets)
     tokens = jnp.zeros((batch, total + room, config.token_dim))

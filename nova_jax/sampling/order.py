@@ -5,6 +5,7 @@ the visible tokens are a prefix and the set to predict is a slice, at every AR s
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -73,28 +74,38 @@ class Bucket:
         """Padded number of tokens in a set."""
         return max(self.counts)
 
-    @property
-    def padding(self) -> int:
-        """Tokens computed for nothing, over all steps, in the prefix and in the set."""
-        steps = len(self.starts)
-        return steps * (self.prefix + self.width) - sum(self.starts) - sum(self.counts)
+    def cost(self, step: Callable[[int, int], float]) -> tuple[float, float]:
+        """Cost of all steps as padded, and as needed.
+
+        Args:
+            step: cost of a step by its visible and its predicted tokens.
+        """
+        needed = sum(
+            step(start, count) for start, count in zip(self.starts, self.counts, strict=True)
+        )
+        return len(self.starts) * step(self.prefix, self.width), needed
 
 
-def bucket_steps(num_tokens: int, sizes: Int[np.ndarray, "k"], waste: float = 0.05) -> list[Bucket]:
-    """Groups AR steps greedily so that padding stays within `waste` of a step's N tokens.
+def bucket_steps(
+    sizes: Int[np.ndarray, "k"], step: Callable[[int, int], float], waste: float = 0.05
+) -> list[Bucket]:
+    """Groups AR steps greedily so that padding adds at most `waste` to each group's cost.
 
-    Small frames are given 8 tokens of padding a step: there, programs cost more than tokens.
+    Args:
+        sizes: tokens revealed at each step.
+        step: cost of a step by its visible and its predicted tokens.
+        waste: share.
     """
-    allowed = max(waste * num_tokens, 8)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     buckets: list[Bucket] = []
-    for step, (start, count) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+    for index, (start, count) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
         if buckets:
             last = buckets[-1]
             grown = Bucket(last.first, (*last.starts, start), (*last.counts, count))
+            padded, needed = grown.cost(step)
             # Step 0 sees no token and has a body of its own.
-            if last.prefix > 0 and grown.padding <= allowed * len(grown.starts):
+            if last.prefix > 0 and padded <= (1 + waste) * needed:
                 buckets[-1] = grown
                 continue
-        buckets.append(Bucket(step, (start,), (count,)))
+        buckets.append(Bucket(index, (start,), (count,)))
     return buckets

@@ -1,7 +1,7 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def sample(
     most = max(1, MODULATION_BYTES // per_step)
     chunk = max(size for size in range(1, total + 1) if total % size == 0 and size <= most)
 
-    def part(state: State, index: Int[Array, ""], rows: tuple[Array, ...]) -> State:
+    def part(state: State, index: Int[Array, ""], rows: tuple[Any, ...]) -> State:
         *columns, noise = rows
         steps = _Chunk(*columns)
         modulations: Modulations = reference.modulate(head, features, steps.time)

@@ -13,7 +13,7 @@ Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +51,13 @@ class Steps(Protocol):
     """Coefficients of the S steps; see `nova_jax.sampling.schedules.SamplingSteps`."""
 
     @property
-    def time(self) -> Float[Array, "s"]: ...  # noqa: D102
+    def time(self) -> Any: ...  # noqa: D102
     @property
-    def keep(self) -> Float[Array, "s"]: ...  # noqa: D102
+    def keep(self) -> Any: ...  # noqa: D102
     @property
-    def move(self) -> Float[Array, "s"]: ...  # noqa: D102
+    def move(self) -> Any: ...  # noqa: D102
     @property
-    def spread(self) -> Float[Array, "s"]: ...  # noqa: D102
+    def spread(self) -> Any: ...  # noqa: D102
 
 
 @jax.tree_util.register_dataclass

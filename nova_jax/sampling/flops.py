@@ -1,0 +1,86 @@
+"""What generation costs: FLOPs of its matrix products, stage by stage.
+
+Two per multiply-add, counted from the sizes and without padding. Attention counts the pairs that
+are seen; norms, activations and positions are left out.
+
+Letters: D width, N tokens of a frame, M indicator features, L condition tokens, K AR steps, S
+diffusion steps, P values of a token.
+"""
+
+from nova_jax.models.config import NovaConfig
+from nova_jax.sampling.order import set_sizes
+
+
+def block(width: int, queries: int, keys: int) -> float:
+    """A transformer block whose `queries` attend to `keys`, projecting both sides anew."""
+    products = 2 * width**2 * (2 * keys + queries) + 2 * width**2 * 9 * queries
+    return products + 4 * width * queries * keys
+
+
+def spatial_step(config: NovaConfig, visible: int, predicted: int) -> float:
+    """The spatial decoder in one AR step of one sample and guidance pass.
+
+    The first half of the blocks sees the M indicator features and the visible tokens, the second
+    half all tokens, and the last block is asked for the predicted ones only.
+    """
+    width, depth = config.width, config.spatial_decoder_size.depth
+    seen, everything = (
+        config.indicator_tokens + visible,
+        config.indicator_tokens + config.num_tokens,
+    )
+    first, second = depth // 2, depth - depth // 2
+    total = first * block(width, seen, seen) + (second - 1) * block(width, everything, everything)
+    return total + block(width, predicted, everything) + 2 * config.token_dim * width * visible
+
+
+def head_token(config: NovaConfig, steps: int) -> float:
+    """The diffusion head's S steps for one token of one sample and guidance pass."""
+    size = config.diffusion_head_size
+    width, values = size.width, config.token_dim
+    a_step = 2 * width**2 * (5 * size.depth + 2) + 2 * 2 * width * values
+    return steps * a_step + 2 * width * (config.width + width)
+
+
+def temporal_frame(config: NovaConfig, frame: int, condition_tokens: int) -> float:
+    """The temporal encoder for one frame, of one sample and guidance pass, with a cache."""
+    size, tokens = config.temporal_encoder_size, config.indicator_tokens
+    new = tokens + (condition_tokens if frame == 0 else 0)
+    seen = condition_tokens + (frame + 1) * tokens
+    width = size.width
+    return size.depth * (24 * width**2 * new + 4 * width * new * seen)
+
+
+def ar_step(config: NovaConfig, steps: int, visible: int, predicted: int) -> float:
+    """One AR step of one sample and guidance pass: what padding of either number costs."""
+    return spatial_step(config, visible, predicted) + predicted * head_token(config, steps)
+
+
+def of_generation(
+    config: NovaConfig,
+    *,
+    batch: int,
+    passes: int,
+    frames: int,
+    ar_steps: int,
+    diffusion_steps: int,
+    condition_tokens: int,
+) -> dict[str, float]:
+    """FLOPs of a whole generation by stage.
+
+    Args:
+        config: the model's.
+        batch, passes: B samples, G guidance passes.
+        frames: T.
+        ar_steps, diffusion_steps: K and S.
+        condition_tokens: L, motion's included.
+    """
+    sizes = set_sizes(config.num_tokens, ar_steps).tolist()
+    visible = [sum(sizes[:k]) for k in range(len(sizes))]
+    spatial = sum(spatial_step(config, v, n) for v, n in zip(visible, sizes, strict=True))
+    rows = batch * passes
+    return {
+        "temporal encoder": rows
+        * sum(temporal_frame(config, t, condition_tokens) for t in range(frames)),
+        "spatial decoder": rows * frames * spatial,
+        "diffusion head": rows * frames * config.num_tokens * head_token(config, diffusion_steps),
+    }
