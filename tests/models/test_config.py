@@ -42,7 +42,7 @@ def test_round_trip_through_plain_values():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latent_size": [60, 98]}, "latent_size 60x98 is not divisible"),
+        ({"latent_size": [60, 97]}, "latent_size 60x97 is not divisible"),
         ({"latent_size": [60, 0]}, "latent_size 60x0"),
         ({"patch_size": 0}, "patch_size is 0"),
         ({"frames": 0}, "frames is 0"),

@@ -1,0 +1,155 @@
+"""Every implementation of the sampling loop against the definition, step by step, in float32."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from small import make
+
+from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler import reference, tpu
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside
+from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
+
+VMEM = 2**27  # v5e, v6e
+CONFIG = dataclasses.replace(small.CONFIG, diffusion_head="mlp_d2w128")
+
+
+def resident(*arguments):
+    return tpu.sample(*arguments, vmem=VMEM, interpret=True)
+
+
+def planned(**changes):
+    """The TPU kernel with another plan than this much VMEM asks for."""
+
+    def run(*arguments):
+        real = tpu.plan
+        try:
+            tpu.plan = lambda **sizes: dataclasses.replace(real(**sizes), **changes)
+            return tpu.sample(*arguments, vmem=VMEM, interpret=True)
+        finally:
+            tpu.plan = real
+
+    return run
+
+
+def in_groups(*arguments):
+    """As where VMEM does not hold all tokens; renormalization needs them all."""
+    batch, tokens, _ = arguments[2][0].shape
+    if arguments[4].renormalized:
+        pytest.skip("renormalized tokens are not taken in groups")
+    return planned(groups=batch * tokens // 16, tile=16)(*arguments)
+
+
+IMPLEMENTATIONS = {
+    "xla": reference.sample,
+    "tpu, weights resident": resident,
+    "tpu, weights streamed": planned(resident=False, buffers=2),
+    "tpu, in groups": in_groups,
+}
+
+
+@pytest.fixture(scope="module")
+def head():
+    return make(CONFIG).diffusion_head
+
+
+def by_definition(head, features, x, outside_x, steps, guidance, scale, count, noise):
+    """Step by step, on whole frames: the tokens outside the set are carried along."""
+    passes = guidance.passes
+    for s in range(len(steps.time)):
+        condition = features + head.embed_step(jnp.asarray(steps.time[s : s + 1]))[None]
+        predictions = [
+            head(x, condition[p * len(x) : (p + 1) * len(x)])[:, :count] for p in range(passes)
+        ]
+        guided = predictions[0]
+        outside = outside_x
+        if passes > 1:
+            cond, uncond, base = predictions[0], predictions[1], predictions[-1]
+            guided = uncond + scale * (cond - base)
+            if guidance.renormalized:
+                norm = lambda a, outside_x=outside_x: jnp.linalg.norm(  # noqa: E731
+                    jnp.concatenate([a, outside_x], axis=1), axis=(1, 2), keepdims=True
+                )
+                factor = jnp.clip(norm(cond) / norm(guided), guidance.renorm, 1.0)
+                guided, outside = guided * factor, outside * factor
+            if guidance.image_scale:
+                guided = guided + guidance.image_scale * (base - uncond)
+        keep, move, spread = steps.keep[s], steps.move[s], steps.spread[s]
+        new = keep * x[:, :count] + move * guided
+        outside_x = keep * outside_x + move * outside
+        if noise is not None:
+            new = new + spread * noise[s][:, :count]
+            outside_x = outside_x + spread * noise[s][:, x.shape[1] :]
+        x = x.at[:, :count].set(new)
+    return x[:, :count], outside_x
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("guidance", "ddpm", "batch", "count", "padded"),
+    [
+        (Guidance(1), False, 1, 1, 16),
+        (Guidance(2), False, 2, 23, 32),
+        (Guidance(2), True, 1, 16, 16),
+        (Guidance(2, renorm=0.3), False, 3, 5, 16),
+        (Guidance(3, renorm=0.3, image_scale=1.5), True, 2, 9, 16),
+        (Guidance(2), False, 3, 48, 48),
+    ],
+    ids=["one token", "guided, odd", "ddpm", "renormalized", "everything", "several tiles"],
+)
+def test_meets_the_definition(head, implementation, guidance, ddpm, batch, count, padded):
+    schedule = DDPMSchedule() if ddpm else FlowMatchingSchedule()
+    steps = schedule.sampling_steps(4)
+    keys = jax.random.split(jax.random.key(batch * count), 4)
+    rest, values = 7, CONFIG.token_dim
+    x = jax.random.normal(keys[0], (batch, padded, values))
+    outside_x = jax.random.normal(keys[1], (batch, rest, values))
+    features = jax.random.normal(keys[2], (guidance.passes * batch, padded, head.width))
+    noise = None
+    if ddpm:
+        noise = jax.random.normal(keys[3], (4, batch, padded + rest, values))
+    wanted, wanted_outside = by_definition(
+        head, features, x, outside_x, steps, guidance, 2.5, count, noise
+    )
+    # Whatever the padding holds must not reach a token.
+    poison = (jnp.arange(padded) >= count)[None, :, None]
+    x, features = (jnp.where(poison, jnp.nan, array) for array in (x, features))
+    outside = None
+    if guidance.renormalized:
+        vectors = [outside_x] if noise is None else [outside_x, *noise[:, :, padded:]]
+        vectors = jnp.stack(vectors)
+        gram = jnp.einsum("vbnp,wbnp->bvw", vectors, vectors)
+        outside = Outside(jnp.zeros(gram.shape[:2]).at[:, 0].set(1.0), gram)
+
+    @nnx.jit
+    def run(head):
+        return IMPLEMENTATIONS[implementation](
+            head,
+            reference.modulate(head, features, jnp.asarray(steps.time)),
+            (x, outside),
+            steps,
+            guidance,
+            2.5,
+            (jnp.arange(padded) < count).astype(jnp.float32),
+            0,
+            None if noise is None else noise[:, :, :padded],
+        )
+
+    got, got_outside = run(head)
+    assert jnp.abs(got[:, :count] - wanted).max() < 1e-5 * jnp.abs(wanted).max()
+    if guidance.renormalized:
+        norm2 = jnp.sum(wanted_outside**2, axis=(1, 2))
+        np.testing.assert_allclose(got_outside.norm2, norm2, rtol=1e-5)
+
+
+def test_too_little_memory_is_named_before_anything_is_compiled():
+    sizes = {"rows": 64, "passes": 2, "width": 1536, "depth": 6, "itemsize": 2, "noise": False}
+    assert tpu.plan(**sizes, vmem=2**27).resident
+    assert not tpu.plan(**sizes, vmem=2**26).resident
+    with pytest.raises(NovaError, match="MiB of VMEM for 64 tokens of width 1536"):
+        tpu.plan(**sizes, vmem=2**23)
