@@ -55,6 +55,7 @@ GUIDANCE = flags.DEFINE_float("guidance", 5.0, "Guidance scale.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of parameters and computation."
 )
+SAMPLER = flags.DEFINE_enum("sampler", "auto", ["auto", "xla", "pallas"], "Of diffusion steps.")
 CALLS = flags.DEFINE_integer("calls", 3, "Timed calls.")
 UNROLL = flags.DEFINE_integer("unroll", 1, "Blocks per iteration of the loops over depth.")
 
@@ -95,7 +96,10 @@ def main(_: list[str]) -> None:
     model = nnx.merge(nnx.graphdef(abstract), parameters())
     schedule = FlowMatchingSchedule()
     sampling = SamplingConfig(
-        AR_STEPS.value, DIFFUSION_STEPS.value, GuidanceConfig(scale=GUIDANCE.value)
+        AR_STEPS.value,
+        DIFFUSION_STEPS.value,
+        GuidanceConfig(scale=GUIDANCE.value),
+        sampler=SAMPLER.value,
     )
     text = jax.random.normal(jax.random.key(1), (batch, TEXT_LEN.value, TEXT_DIM.value))
     conditions = Conditions(

@@ -7,9 +7,12 @@ Anything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
@@ -35,6 +38,7 @@ def run(main: Callable[..., None], *, arguments: str | None = None) -> None:
 
 def _status(main: Callable[..., None], arguments: str | None) -> int:
     app.define_help_flags()
+    _keep_compiled_programs()
     try:
         positional = _parse(sys.argv, arguments)
         main(*([positional] if arguments else []))
@@ -48,6 +52,19 @@ def _status(main: Callable[..., None], arguments: str | None) -> int:
             raise
         return _complain(reason)
     return 0
+
+
+def _keep_compiled_programs() -> None:
+    """Has JAX keep compiled programs on disk, for the next run of a command.
+
+    JAX's own variables go before: JAX_COMPILATION_CACHE_DIR says where,
+    JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+    """
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "nova_jax" / "programs"))
+    # XLA's own caches, in the same directory, keep absolute paths of the machine.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _parse(argv: list[str], arguments: str | None) -> list[str]:

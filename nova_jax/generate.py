@@ -64,6 +64,9 @@ OPTIONS = {
         flags.DEFINE_float("image_guidance_scale", None, "Guidance by the frame before; 0: off."),
         flags.DEFINE_float("flow_shift", None, "Noise-level shift of flow matching."),
         flags.DEFINE_float("motion_flow", None, "Motion score: larger is livelier."),
+        flags.DEFINE_enum(
+            "sampler", None, ["auto", "xla", "pallas"], "How diffusion steps run; auto chooses."
+        ),
     )
 }
 

@@ -34,6 +34,7 @@ from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.codecs.pixels import to_float, to_uint8
 from nova_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, replicated
 from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler.api import Implementation
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.denoise import NoiseSource
@@ -226,6 +227,7 @@ class NovaPipeline:
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
         output_type: Literal["pil", "np", "latent"] = "pil",
         num_frames: int | None = None,
+        sampler: Implementation | None = None,
         batch_size: int = 32,
         disable_progress_bar: bool = False,
         order: Int[jax.Array, "b n"] | None = None,
@@ -261,6 +263,7 @@ class NovaPipeline:
             negative_prompt_embeds: The same for the unconditional passes.
             output_type: "latent" leaves latents as they are; "np" gives pictures as an array.
             num_frames: F, in place of `max_latent_length`.
+            sampler: Implementation of the loop over diffusion steps: "auto", "xla" or "pallas".
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
             order, noise: Reveal orders and noise of all samples, drawn elsewhere.
@@ -295,6 +298,7 @@ class NovaPipeline:
             num_inference_steps=num_inference_steps,
             num_diffusion_steps=num_diffusion_steps,
             flow_shift=flow_shift,
+            sampler=sampler,
             guidance=_override(
                 self.sampling.guidance,
                 scale=guidance_scale,

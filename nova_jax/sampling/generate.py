@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.attention import KVCache
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
@@ -40,12 +41,14 @@ class SamplingConfig:
         num_diffusion_steps: S, diffusion steps of an AR step.
         guidance: guidance options.
         flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
+        sampler: implementation of the loop over diffusion steps.
     """
 
     num_inference_steps: int = 64
     num_diffusion_steps: int = 25
     guidance: GuidanceConfig = GuidanceConfig()
     flow_shift: float | None = None
+    sampler: Implementation = "auto"
 
 
 def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
@@ -131,6 +134,7 @@ def draw_frame(
     sizes: Int[np.ndarray, "k"],
     steps: SamplingSteps,
     guidance: GuidanceConfig,
+    sampler: Implementation = "auto",
 ) -> Float[Array, "b n p"]:
     """Fills one frame set by set.
 
@@ -143,6 +147,7 @@ def draw_frame(
         sizes: tokens revealed at each AR step.
         steps: the diffusion steps.
         guidance: the guidance options.
+        sampler: implementation of the loop over diffusion steps.
 
     Returns:
         The frame's tokens in reveal order.
@@ -178,6 +183,7 @@ def draw_frame(
                 steps,
                 guidance,
                 scale,
+                sampler,
             )
             return jax.lax.dynamic_update_slice_in_dim(tokens, drawn, start, axis=1), None
 
@@ -218,7 +224,9 @@ def _draw_program(
     model: Nova = nnx.merge(graph, params)
     sizes = set_sizes(model.config.num_tokens, config.num_inference_steps)
     steps = schedule.sampling_steps(config.num_diffusion_steps, config.flow_shift)
-    tokens = draw_frame(model, indicators, order, noise, frame, sizes, steps, config.guidance)
+    tokens = draw_frame(
+        model, indicators, order, noise, frame, sizes, steps, config.guidance, config.sampler
+    )
     tokens = to_row_major(tokens, order)
     return unpatchify(tokens, model.config.patch_size, model.config.grid)
 
@@ -256,9 +264,11 @@ def generate(
         Latents, float32.
 
     Raises:
-        NovaError: if `frames` is not positive, or `given` is longer or not of this model.
+        NovaError: if the sampler does not run here, `frames` is not positive, or `given` is
+            longer or not of this model.
     """
     size, guidance = model.config, config.guidance
+    choose(config.sampler)
     if frames < 1:
         raise NovaError(f"frames is {frames}; a video has at least 1")
     batch = keys.shape[0]

@@ -11,16 +11,13 @@ from flax import nnx
 from small import make
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler import reference, tpu
+from nova_jax.kernels.diffusion_sampler import api, reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
 
 VMEM = 2**27  # v5e, v6e
+REAL_SAMPLE = tpu.sample
 CONFIG = dataclasses.replace(small.CONFIG, diffusion_head="mlp_d2w128")
-
-
-def resident(*arguments):
-    return tpu.sample(*arguments, vmem=VMEM, interpret=True)
 
 
 def planned(**changes):
@@ -30,7 +27,7 @@ def planned(**changes):
         real = tpu.plan
         try:
             tpu.plan = lambda **sizes: dataclasses.replace(real(**sizes), **changes)
-            return tpu.sample(*arguments, vmem=VMEM, interpret=True)
+            return REAL_SAMPLE(*arguments, vmem=VMEM, interpret=True)
         finally:
             tpu.plan = real
 
@@ -47,7 +44,7 @@ def in_groups(*arguments):
 
 IMPLEMENTATIONS = {
     "xla": reference.sample,
-    "tpu, weights resident": resident,
+    "tpu, weights resident": planned(),
     "tpu, weights streamed": planned(resident=False, buffers=2),
     "tpu, in groups": in_groups,
 }
@@ -153,3 +150,36 @@ def test_too_little_memory_is_named_before_anything_is_compiled():
     assert not tpu.plan(**sizes, vmem=2**26).resident
     with pytest.raises(NovaError, match="MiB of VMEM for 64 tokens of width 1536"):
         tpu.plan(**sizes, vmem=2**23)
+
+
+def test_a_sampler_that_is_not_known_or_does_not_run_here_is_named():
+    with pytest.raises(NovaError, match=r"sampler 'fast' is not known; choose auto, xla, pallas"):
+        api.choose("fast")
+    with pytest.raises(NovaError, match='sampler "pallas" runs on TPUs, this is cpu'):
+        api.choose("pallas")
+    assert api.choose("pallas", backend="tpu") == "pallas"
+    assert api.choose("auto") == "xla"
+
+
+@pytest.mark.parametrize("limit", [1, 2**28], ids=["one step at a time", "all at once"])
+def test_steps_are_split_where_their_modulations_are_large(head, limit, monkeypatch):
+    """The same numbers, and from the kernel too, whose tokens are padded on the way."""
+    steps, guidance = DDPMSchedule().sampling_steps(4), Guidance(2, renorm=0.3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 5, CONFIG.token_dim))
+    noise = jax.random.normal(keys[1], (4, *x.shape))
+    features = jax.random.normal(keys[2], (4, 5, head.width))
+    outside = Outside(jnp.eye(1, 5).repeat(2, 0), 30 * jnp.eye(5)[None].repeat(2, 0))
+    options = {"scale": 2.0, "count": 4, "noise": noise}
+
+    def run(head):
+        return api.sample(head, features, (x, outside), steps, guidance, **options)
+
+    whole, rest = nnx.jit(run)(head)
+    monkeypatch.setattr(api, "MODULATION_BYTES", limit)
+    monkeypatch.setattr(api, "choose", lambda implementation: "pallas")
+    monkeypatch.setattr(api.tpu, "sample", IMPLEMENTATIONS["tpu, weights resident"])
+    split, split_rest = nnx.jit(run)(head)
+    assert split.shape == whole.shape
+    np.testing.assert_allclose(split[:, :4], whole[:, :4], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(split_rest.weights, rest.weights, rtol=1e-5)

@@ -1,6 +1,7 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler import reference
+from nova_jax.kernels.diffusion_sampler import reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
 from nova_jax.models.diffusion_head import DiffusionHead
 
@@ -29,22 +30,26 @@ class _Chunk:
     spread: Float[Array, "s"]
 
 
-def check_implementation(implementation: str) -> None:
-    """Raises NovaError if there is no such implementation."""
+def choose(implementation: Implementation, backend: str | None = None) -> Literal["xla", "pallas"]:
+    """The implementation that a name means.
+
+    Args:
+        implementation: "auto" or one that is named.
+        backend: "cpu", "gpu" or "tpu"; by default JAX's.
+
+    Raises:
+        NovaError: there is no such implementation, or not for this backend.
+    """
     if implementation not in get_args(Implementation):
         raise NovaError(
             f"sampler {implementation!r} is not known; choose {', '.join(get_args(Implementation))}"
         )
-
-
-def choose(implementation: Implementation) -> Literal["xla", "pallas"]:
-    """The implementation that "auto" means here, or the one that is named."""
-    check_implementation(implementation)
-    if implementation != "auto":
-        return implementation
-    # Neither kernel has been timed on hardware; until one is faster, auto is the program that XLA
+    backend = jax.default_backend() if backend is None else backend
+    if implementation == "pallas" and backend != "tpu":
+        raise NovaError(f'sampler "pallas" runs on TPUs, this is {backend}; use "auto" or "xla"')
+    # The kernel has not been timed on hardware. Until it is shown to be faster, "auto" is what XLA
     # makes of the reference.
-    return "xla"
+    return "xla" if implementation == "auto" else implementation
 
 
 def sample(
@@ -82,11 +87,15 @@ def sample(
     Raises:
         NovaError: before anything is compiled, if the named implementation cannot do this.
     """
-    batch, width, _ = state[0].shape
-    valid = jnp.arange(width) < (width if count is None else count)
-    run = reference.sample
+    batch, tokens, _ = state[0].shape
+    width = tokens
+    valid = (jnp.arange(width) < (width if count is None else count)).astype(jnp.float32)
+    run: Callable[..., State] = reference.sample
     if choose(implementation) == "pallas":
-        raise NovaError("no kernel yet")
+        run = tpu.sample
+        features, state, noise = (_padded(array, width) for array in (features, state, noise))
+        valid = _padded(valid[None, :, None], width)[0, :, 0]
+        width = len(valid)
     total = len(steps.time)
     dims = head.modulation_dims
     per_step = guidance.passes * batch * width * dims * jnp.dtype(head.dtype).itemsize
@@ -104,8 +113,20 @@ def sample(
     rows = tuple(jnp.asarray(np.asarray(c).reshape(total // chunk, chunk)) for c in columns)
     parts = None if noise is None else noise.reshape(total // chunk, chunk, *noise.shape[1:])
     if chunk == total:
-        return part(state, jnp.asarray(0), jax.tree.map(lambda a: a[0], (*rows, parts)))
-    indices = jnp.arange(total // chunk)
-    return jax.lax.scan(
-        lambda state, row: (part(state, row[0], row[1]), None), state, (indices, (*rows, parts))
-    )[0]
+        state = part(state, jnp.asarray(0), jax.tree.map(lambda a: a[0], (*rows, parts)))
+    else:
+        indexed = (jnp.arange(total // chunk), (*rows, parts))
+        state, _ = jax.lax.scan(lambda state, row: (part(state, *row), None), state, indexed)
+    return state[0][:, :tokens], state[1]
+
+
+def _padded(tree: Any, tokens: int) -> Any:
+    """Arrays of that many tokens on the axis before the last, with as many as a kernel takes."""
+    room = -tokens % tpu.SUBLANES
+
+    def pad(array: Array) -> Array:
+        if array.ndim < 3 or array.shape[-2] != tokens:
+            return array
+        return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, room), (0, 0)])
+
+    return jax.tree.map(pad, tree)

@@ -2,8 +2,9 @@
 
 One program runs all steps: its grid is (groups, steps, blocks, tiles of tokens), one after the
 other. A group's tokens, their predictions and hidden states stay in VMEM from the first step to the
-last; the modulations stream in, tile by tile. There is one group where VMEM holds all tokens. The blocks' weights are fetched once where they fit VMEM
-beside the rest (v5e, v6e; v5p up to 64 MB), and once a step where they do not (v4).
+last; the modulations stream in, tile by tile. There is one group where VMEM holds all tokens. The
+blocks' weights are fetched once where they fit VMEM beside the rest (v5e, v6e; v5p up to 64 MiB),
+and once a step where they do not (v4).
 
 Dimensions: S steps, L blocks, G guidance passes, B samples, R rows (tokens of all samples), t rows
 of a tile, P values of a token padded to the 128 lanes, D width, V vectors (see `Outside`).
@@ -161,7 +162,7 @@ def sample(
         padding[axis] = (0, LANES - array.shape[axis])
         return jnp.pad(array, padding)
 
-    block = head.blocks.block
+    block: Any = head.blocks.block
     vector = lambda variable: variable[...].astype(jnp.float32)[..., None, :]  # noqa: E731
     matrix = lambda variable: variable[...].astype(dtype)  # noqa: E731
     whole = lambda *shape: pl.BlockSpec(shape, lambda g, s, b, t: (0,) * len(shape))  # noqa: E731
@@ -257,8 +258,8 @@ def sample(
     )(*arrays)
     x = results[0][:, :values].reshape(x.shape)
     if outside is not None:
-        vectors = outside.weights.shape[1]
-        outside = dataclasses.replace(outside, weights=results[1][:, :vectors])
+        known = outside.weights.shape[1]
+        outside = dataclasses.replace(outside, weights=results[1][:, :known])
     return x, outside
 
 
@@ -291,12 +292,15 @@ def _kernel(
     renormalized: bool,
 ) -> None:
     """One step, one block, one tile; references in the order of `sample`."""
-    rest = list(rest)
-    noise = rest.pop(0) if noisy else None
-    member, gram, weights_start = (rest.pop(0) for _ in range(3)) if renormalized else (None,) * 3
-    x = rest.pop(0)
-    weights = rest.pop(0) if renormalized else None
-    hidden, predicted = rest
+    left = list(rest)
+    noise: Any = left.pop(0) if noisy else None
+    member, gram, weights_start, weights = (None,) * 4  # type: Any, Any, Any, Any
+    if renormalized:
+        member, gram, weights_start = (left.pop(0) for _ in range(3))
+    x = left.pop(0)
+    if renormalized:
+        weights = left.pop(0)
+    hidden, predicted = left
     step, layer, tile = (pl.program_id(axis) for axis in (1, 2, 3))
     last_layer = layer == pl.num_programs(2) - 1
     passes, rows = guidance.passes, how.tile
