@@ -1,6 +1,7 @@
 """Every implementation of the sampling loop against the definition, step by step, in float32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from small import make
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler import api, reference, tpu
+from nova_jax.kernels.diffusion_sampler import api, gpu, reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
 
@@ -47,6 +48,7 @@ IMPLEMENTATIONS = {
     "tpu, weights resident": planned(),
     "tpu, weights streamed": planned(resident=False, buffers=2),
     "tpu, in groups": in_groups,
+    "gpu": functools.partial(gpu.sample, interpret=True),
 }
 
 
@@ -155,15 +157,26 @@ def test_too_little_memory_is_named_before_anything_is_compiled():
 def test_a_sampler_that_is_not_known_or_does_not_run_here_is_named():
     with pytest.raises(NovaError, match=r"sampler 'fast' is not known; choose auto, xla, pallas"):
         api.choose("fast")
-    with pytest.raises(NovaError, match='sampler "pallas" runs on TPUs, this is cpu'):
+    with pytest.raises(NovaError, match='sampler "pallas" runs on GPUs and TPUs, this is cpu'):
         api.choose("pallas")
     assert api.choose("pallas", backend="tpu") == "pallas"
     assert api.choose("auto") == "xla"
 
 
+class Interpreted:
+    """A kernel's module, for a machine that it does not run on."""
+
+    def __init__(self, kernel, **options):
+        self.padded_tokens = kernel.padded_tokens
+        self.sample = functools.partial(kernel.sample, interpret=True, **options)
+
+
+@pytest.mark.parametrize(
+    "kernel", [Interpreted(tpu, vmem=VMEM), Interpreted(gpu)], ids=["tpu", "gpu"]
+)
 @pytest.mark.parametrize("limit", [1, 2**28], ids=["one step at a time", "all at once"])
-def test_steps_are_split_where_their_modulations_are_large(head, limit, monkeypatch):
-    """The same numbers, and from the kernel too, whose tokens are padded on the way."""
+def test_steps_are_split_where_their_modulations_are_large(head, kernel, limit, monkeypatch):
+    """The same numbers, and from the kernels too, whose tokens are padded on the way."""
     steps, guidance = DDPMSchedule().sampling_steps(4), Guidance(2, renorm=0.3)
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 5, CONFIG.token_dim))
@@ -178,8 +191,33 @@ def test_steps_are_split_where_their_modulations_are_large(head, limit, monkeypa
     whole, rest = nnx.jit(run)(head)
     monkeypatch.setattr(api, "MODULATION_BYTES", limit)
     monkeypatch.setattr(api, "choose", lambda implementation: "pallas")
-    monkeypatch.setattr(api.tpu, "sample", IMPLEMENTATIONS["tpu, weights resident"])
+    monkeypatch.setitem(api._KERNELS, "cpu", kernel)
     split, split_rest = nnx.jit(run)(head)
     assert split.shape == whole.shape
     np.testing.assert_allclose(split[:, :4], whole[:, :4], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(split_rest.weights, rest.weights, rtol=1e-5)
+
+
+def test_a_gpu_has_all_programs_at_once():
+    assert gpu.plan(tokens=32, batch=1, width=1280, processors=108) == 16
+    assert gpu.plan(tokens=32, batch=20, width=1280, processors=132) == 256
+    with pytest.raises(NovaError, match="cannot put 40 samples of width 1280 on 132 multiproc"):
+        gpu.plan(tokens=32, batch=40, width=1280, processors=132)
+    with pytest.raises(NovaError, match="at most 64 tokens of a sample, not 96"):
+        gpu.plan(tokens=96, batch=1, width=1280, processors=132)
+
+
+def test_many_tokens_are_taken_in_parts(head):
+    steps, guidance = FlowMatchingSchedule().sampling_steps(2), Guidance(2)
+    keys = jax.random.split(jax.random.key(0), 2)
+    x = jax.random.normal(keys[0], (1, 128, CONFIG.token_dim))
+    features = jax.random.normal(keys[1], (2, 128, head.width))
+
+    def run(head, sample):
+        modulations = reference.modulate(head, features, jnp.asarray(steps.time))
+        valid = jnp.ones(128)
+        return sample(head, modulations, (x, None), steps, guidance, 2.0, valid, 0, None)[0]
+
+    wanted = nnx.jit(lambda head: run(head, reference.sample))(head)
+    got = nnx.jit(lambda head: run(head, functools.partial(gpu.sample, interpret=True)))(head)
+    assert jnp.abs(got - wanted).max() < 1e-5 * jnp.abs(wanted).max()

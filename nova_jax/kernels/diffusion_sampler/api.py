@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler import reference, tpu
+from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
 from nova_jax.models.diffusion_head import DiffusionHead
 
 Implementation = Literal["auto", "xla", "pallas"]
+
+_KERNELS: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
 
 #: Bytes of modulations that are there at once; steps beyond are projected when they are due.
 MODULATION_BYTES = 2**28
@@ -45,10 +47,19 @@ def choose(implementation: Implementation, backend: str | None = None) -> Litera
             f"sampler {implementation!r} is not known; choose {', '.join(get_args(Implementation))}"
         )
     backend = jax.default_backend() if backend is None else backend
-    if implementation == "pallas" and backend != "tpu":
-        raise NovaError(f'sampler "pallas" runs on TPUs, this is {backend}; use "auto" or "xla"')
-    # The kernel has not been timed on hardware. Until it is shown to be faster, "auto" is what XLA
-    # makes of the reference.
+    if implementation == "pallas" and backend not in _KERNELS:
+        raise NovaError(
+            f'sampler "pallas" runs on GPUs and TPUs, this is {backend}; use "auto" or "xla"'
+        )
+    if implementation == "pallas" and backend == "gpu":
+        capability = jax.local_devices()[0].compute_capability
+        if float(capability) < 8:
+            raise NovaError(
+                f'sampler "pallas" needs a GPU of compute capability 8.0 or more (A100 and later), '
+                f'this one has {capability}; use "auto" or "xla"'
+            )
+    # The kernels have not been timed on hardware. Until one is shown to be faster, "auto" is what
+    # XLA makes of the reference.
     return "xla" if implementation == "auto" else implementation
 
 
@@ -92,10 +103,11 @@ def sample(
     valid = (jnp.arange(width) < (width if count is None else count)).astype(jnp.float32)
     run: Callable[..., State] = reference.sample
     if choose(implementation) == "pallas":
-        run = tpu.sample
-        features, state, noise = (_padded(array, width) for array in (features, state, noise))
-        valid = _padded(valid[None, :, None], width)[0, :, 0]
-        width = len(valid)
+        kernel = _KERNELS[jax.default_backend()]
+        run, width = kernel.sample, kernel.padded_tokens(tokens)
+        features, noise = _padded(features, width), _padded(noise, width)
+        state = (_padded(state[0], width), state[1])
+        valid = jnp.pad(valid, (0, width - tokens))
     total = len(steps.time)
     dims = head.modulation_dims
     per_step = guidance.passes * batch * width * dims * jnp.dtype(head.dtype).itemsize
@@ -120,13 +132,9 @@ def sample(
     return state[0][:, :tokens], state[1]
 
 
-def _padded(tree: Any, tokens: int) -> Any:
-    """Arrays of that many tokens on the axis before the last, with as many as a kernel takes."""
-    room = -tokens % tpu.SUBLANES
-
-    def pad(array: Array) -> Array:
-        if array.ndim < 3 or array.shape[-2] != tokens:
-            return array
-        return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, room), (0, 0)])
-
-    return jax.tree.map(pad, tree)
+def _padded(array: Array | None, tokens: int) -> Any:
+    """With as many tokens, on the axis before the last."""
+    if array is None:
+        return None
+    room = [(0, 0)] * (array.ndim - 2) + [(0, tokens - array.shape[-2]), (0, 0)]
+    return jnp.pad(array, room)

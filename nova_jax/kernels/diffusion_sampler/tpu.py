@@ -31,9 +31,14 @@ from nova_jax.kernels.diffusion_sampler.reference import (
 from nova_jax.models.diffusion_head import DiffusionHead
 
 LANES = 128
-#: Tokens of a set are padded to a multiple of this many, a bfloat16 tile's rows.
+# Rows of a bfloat16 tile.
 SUBLANES = 16
 _LARGEST_TILE = 128  # rows
+
+
+def padded_tokens(tokens: int) -> int:
+    """n: whole tiles of rows."""
+    return tokens + -tokens % SUBLANES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +132,8 @@ def sample(
     """The same as `nova_jax.kernels.diffusion_sampler.reference.sample`, fused.
 
     Args:
-        head, modulations, state, steps, guidance, scale, valid, first, noise: as there; n is a
-            multiple of `SUBLANES`.
+        head, modulations, state, steps, guidance, scale, valid, first, noise: as there; n is what
+            `padded_tokens` says.
         vmem: bytes of VMEM; by default what this machine's TPU has.
         interpret: run on any machine, for tests.
 
