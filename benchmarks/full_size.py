@@ -1,0 +1,203 @@
+"""Writes a released model at its full size with random weights; converts, loads and runs it.
+
+    python benchmarks/full_size.py --model=osp480 --directory=DIR
+
+The weights are random; names, shapes, types and files are those of the release, Phi-2 and the
+autoencoder included. Every stage runs in a process of its own, which tells its time and its peak
+memory. DIR takes 6.6 GB in float16, conversion as much as its transformer again.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from nova_jax.checkpoints import diffusers, rules
+from nova_jax.checkpoints.conversion import released_to_native
+from nova_jax.checkpoints.tensors import write_safetensors
+from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from nova_jax.codecs.phi import Phi, PhiConfig
+from nova_jax.models import Conditions, Nova
+from nova_jax.pipeline import NovaPipeline
+from nova_jax.sampling.generate import SamplingConfig, generate
+from nova_jax.sampling.guidance import GuidanceConfig
+
+
+def vit(width: int, head: str) -> list[str]:
+    """The stages of a release of this width."""
+    return [f"vit_d16w{width}", f"vit_d32w{width}", head]
+
+
+# Stages, pixels along the sides, frames.
+RELEASES: dict[str, tuple[list[str], tuple[int, int], int]] = {
+    "sdxl1024-d48w768": (vit(768, "mlp_d6w768"), (1024, 1024), 1),
+    "sdxl1024-d48w1024": (vit(1024, "mlp_d6w1024"), (1024, 1024), 1),
+    "sdxl1024-d48w1536": (vit(1536, "mlp_d6w1536"), (1024, 1024), 1),
+    "sd512-d48w1024": (vit(1024, "mlp_d6w1024"), (512, 512), 1),
+    "osp480": (vit(1024, "mlp_d3w1280"), (480, 768), 16),
+}
+PHI_2 = {
+    "model_type": "phi",
+    "vocab_size": 51200,
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "rope_theta": 10000.0,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu_new",
+}
+# A small model in the released layout, for its tokenizer and the files that say what is where.
+SMALL = Path(__file__).parent.parent / "tests" / "golden" / "pipeline_t2v"
+
+MODEL = flags.DEFINE_enum("model", "osp480", list(RELEASES), "Which.")
+DIRECTORY = flags.DEFINE_string("directory", None, "Where to write it.", required=True)
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "To load in.")
+
+
+def configs(name: str) -> dict[str, dict[str, Any]]:
+    """Each component's config.json."""
+    arch, (height, width), frames = RELEASES[name]
+    grid = [height // 16, width // 16]
+    transformer = {
+        "_class_name": "NOVATransformer3DModel",
+        "arch": arch,
+        "image_dim": 4,
+        "image_stride": 8,
+        "image_size": [height, width],
+        "image_base_size": grid,
+        "video_base_size": [frames, grid[0] // 2, grid[1] // 2],
+        "video_mixer_rank": 24 if frames > 1 else None,
+        "rotary_pos_embed": False,
+        "text_token_dim": PHI_2["hidden_size"],
+        "text_token_len": 256,
+    }
+    vae = {
+        "_class_name": "AutoencoderKLOpenSora" if frames > 1 else "AutoencoderKL",
+        "latent_channels": 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "scaling_factor": 0.18215,
+    }
+    if frames > 1:
+        vae["down_block_types"] = ["DownEncoderBlock2D"] * 2 + ["DownEncoderBlock3D"] * 2
+        vae["up_block_types"] = ["UpDecoderBlock3D"] * 4
+    return {"transformer": transformer, "vae": vae, "text_encoder": PHI_2}
+
+
+def write(name: str, directory: Path) -> str:
+    """Writes the model in float16; says how many numbers it has."""
+    shutil.copytree(
+        SMALL, directory, ignore=shutil.ignore_patterns("*.safetensors", "case.json", "*.md")
+    )
+    parts = configs(name)
+    for part, config in parts.items():
+        (directory / part / "config.json").write_text(json.dumps(config, indent=2))
+    size = diffusers.config_from_released(parts["transformer"])
+    network = AutoencoderKLConfig(
+        **{
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in parts["vae"].items()
+            if key != "_class_name"
+        }
+    )
+    models: dict[str, Callable[[], nnx.Module]] = {
+        "transformer": lambda: Nova(size, rngs=nnx.Rngs(0)),
+        "vae": lambda: AutoencoderKL(network, dtype="float32", rngs=nnx.Rngs(0)),
+        "text_encoder": lambda: Phi(
+            PhiConfig.from_released(PHI_2), dtype="float32", rngs=nnx.Rngs(0)
+        ),
+    }
+    counts = []
+    for part, make in models.items():
+        state = nnx.to_flat_state(nnx.state(nnx.eval_shape(make)))
+        variables = {path: variable.get_value() for path, variable in state}
+        table = {
+            "transformer": lambda v: rules.transformer_table(size, v),
+            "vae": rules.autoencoder_table,
+            "text_encoder": lambda v: rules.phi_table(PHI_2["num_hidden_layers"]),
+        }[part](variables)
+        stem = "model" if part == "text_encoder" else diffusers.WEIGHTS
+        write_safetensors(directory / part, stem, random_tensors(table, variables))
+        counts.append(f"{part} {sum(v.size for v in variables.values()):,}")
+    return ", ".join(counts)
+
+
+def random_tensors(table: list[rules.Entry], variables: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Weights of deviation 0.02, norms about 1."""
+    generator = np.random.default_rng(0)
+    for entry in table:
+        shape = variables[entry.path].shape[0 if entry.block is None else 1 :]
+        values = 0.02 * generator.standard_normal(shape, np.float32)
+        values += entry.path[-1] == "scale"
+        yield entry.released, entry.to_released(values).astype(np.float16)
+
+
+def convert(directory: Path, out: Path) -> None:
+    """Released to native."""
+    released_to_native(str(directory), out)
+
+
+def load(directory: Path, dtype: str) -> None:
+    """Loads the whole pipeline."""
+    NovaPipeline.from_pretrained(directory, dtype=dtype)
+
+
+def ar_step(directory: Path) -> None:
+    """One AR step of one diffusion step, all tokens of a frame, no guidance, float32; compiles."""
+    model, schedule = diffusers.load_transformer(directory)
+    config = model.config
+    motion = {"flow": jnp.array([5.0]), "fps": jnp.array([12.0])} if config.is_video else {}
+    text = jnp.zeros((1, config.text_length, config.text_dim))
+    conditions = Conditions(text=text, text_length=jnp.array([8]), **motion)
+    sampling = SamplingConfig(1, 1, GuidanceConfig(scale=1.0))
+    keys = jax.random.split(jax.random.key(0), 1)
+    latents = generate(model, schedule, conditions, frames=1, config=sampling, keys=keys)
+    assert np.isfinite(np.asarray(latents)).all()
+
+
+def measured(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float, float]:
+    """What a stage returns, its seconds, and GiB of memory before it and at the most."""
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    before, began = peak(), time.perf_counter()
+    result = stage(*arguments)
+    return result, time.perf_counter() - began, before, peak()
+
+
+def main(_: list[str]) -> None:
+    """Runs the stages."""
+    directory, dtype = Path(DIRECTORY.value), DTYPE.value
+    native = directory.with_name(directory.name + "-native")
+    stages: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (write, (MODEL.value, directory)),
+        (convert, (directory, native)),
+        (load, (directory, dtype)),
+        (ar_step, (directory,)),
+    ]
+    for stage, arguments in stages:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
+            result, seconds, before, peak = process.submit(measured, stage, *arguments).result()
+        memory = f"{before:.2f} GiB before, {peak:.2f} GiB at the most"
+        print(f"{stage.__name__:8} {seconds:6.1f} s, {memory}  {result or ''}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)
