@@ -1,0 +1,93 @@
+"""Times the diffusion sampler alone, every implementation side by side, over token counts.
+
+    python benchmarks/sampler.py --heads=mlp_d3w1280,mlp_d6w1024 --tokens=1,22,44,128 --dtype=bfloat16
+
+Random weights and features, S steps of flow matching with guidance. An implementation that does not
+run on this machine, or not at a size, is listed with the reason.
+"""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from flax import nnx
+from peak import measured_peak
+
+from nova_jax.errors import NovaError
+from nova_jax.huge_pages import restart_with_huge_pages
+from nova_jax.kernels.diffusion_sampler.api import choose, sample
+from nova_jax.kernels.diffusion_sampler.reference import Guidance
+from nova_jax.models import NovaConfig
+from nova_jax.models.diffusion_head import DiffusionHead
+from nova_jax.sampling import flops
+from nova_jax.sampling.schedules import FlowMatchingSchedule
+
+HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion heads.")
+TOKENS = flags.DEFINE_list("tokens", ["1", "22", "44", "128"], "Tokens of a set.")
+BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
+STEPS = flags.DEFINE_integer("diffusion_steps", 25, "S.")
+RENORM = flags.DEFINE_float("renorm", 1.0, "Lower bound of renormalization; 1: off.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of weights and computation."
+)
+CALLS = flags.DEFINE_integer("calls", 10, "Timed calls.")
+
+
+def milliseconds(head: DiffusionHead, tokens: int, implementation: str) -> float:
+    """Median of a call."""
+    choose(implementation)
+    steps = FlowMatchingSchedule().sampling_steps(STEPS.value)
+    graph, state = nnx.split(head)
+
+    @jax.jit
+    def run(state, features, x):
+        head = nnx.merge(graph, state)
+        options = {"scale": 5.0, "implementation": implementation}
+        return sample(head, features, (x, None), steps, Guidance(2, RENORM.value), **options)[0]
+
+    features = jnp.ones((2 * BATCH.value, tokens, head.width), DTYPE.value)
+    x = jax.random.normal(jax.random.key(0), (BATCH.value, tokens, 16))
+    jax.block_until_ready(run(state, features, x))
+    seconds = []
+    for _ in range(CALLS.value):
+        began = time.perf_counter()
+        jax.block_until_ready(run(state, features, x))
+        seconds.append(time.perf_counter() - began)
+    return 1000 * statistics.median(seconds)
+
+
+def main(_: list[str]) -> None:
+    """Runs the benchmark."""
+    dtype = jnp.dtype(DTYPE.value)
+    peak = measured_peak(dtype)
+    print(f"device {jax.devices()[0].device_kind}, JAX {jax.__version__}, {dtype}")
+    print(f"measured peak {peak / 1e9:.0f} GFLOP/s; auto is {choose('auto')}")
+    print(f"{'head':12} {'tokens':>6} {'floor ms':>9}  xla ms  pallas ms")
+    for size in HEADS.value:
+        config = NovaConfig(
+            latent_size=(60, 96),
+            temporal_encoder="vit_d1w1024",
+            spatial_decoder="vit_d2w1024",
+            diffusion_head=size,
+            text_dim=2560,
+            text_length=256,
+        )
+        head = DiffusionHead(config, dtype=dtype, rngs=nnx.Rngs(0))
+        state = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(head))
+        nnx.update(head, state)
+        for tokens in map(int, TOKENS.value):
+            work = 2 * BATCH.value * tokens * flops.head_token(config, STEPS.value)
+            row = f"{size:12} {tokens:6} {1000 * work / peak:9.2f}"
+            for implementation in ("xla", "pallas"):
+                try:
+                    row += f"  {milliseconds(head, tokens, implementation):.2f}"
+                except NovaError as error:
+                    row += f"  ({error})"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    app.run(main)

@@ -1,0 +1,52 @@
+"""Attention on a CPU against JAX's own, and against the definition in half types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nova_jax.kernels import attention as module
+from nova_jax.kernels.attention import attention
+
+
+def arrays(dtype="float32"):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8))
+    return [jax.random.normal(k, shape, dtype) for k, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize("scores", [1, 2**24], ids=["head by head", "at once"])
+@pytest.mark.parametrize("seen", ["all", "length", "mask"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_meets_jax(scores, seen, causal, monkeypatch):
+    monkeypatch.setattr(module, "_SCORES", scores)
+    query, key, value = arrays()
+    mask = {
+        "all": None,
+        "length": (jnp.arange(7) < 4)[None, None],
+        "mask": jax.random.bernoulli(jax.random.key(4), 0.6, (2, 5, 7)).at[:, :, 0].set(True),
+    }[seen]
+    given = jnp.asarray(4) if seen == "length" else mask
+    heads = None if mask is None else mask[:, None]
+    wanted = jax.nn.dot_product_attention(query, key, value, mask=heads, is_causal=causal)
+    got = attention(query, key, value, given, causal=causal)
+    np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_types_compute_in_float32(dtype):
+    half = arrays(dtype)
+    got = attention(*half)
+    assert got.dtype == dtype
+    wanted = attention(*(x.astype(jnp.float32) for x in half)).astype(dtype)
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_gradients_meet_jax():
+    query, key, value = arrays()
+    ours = jax.grad(lambda *x: jnp.sum(attention(*x) ** 2), argnums=(0, 1, 2))(query, key, value)
+    theirs = jax.grad(lambda *x: jnp.sum(jax.nn.dot_product_attention(*x) ** 2), argnums=(0, 1, 2))(
+        query, key, value
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
