@@ -1,6 +1,6 @@
 """Times the diffusion sampler alone, every implementation side by side, over token counts.
 
-    python benchmarks/sampler.py --heads=mlp_d3w1280,mlp_d6w1024 --tokens=1,22,44,128 --dtype=bfloat16
+    python benchmarks/sampler.py --heads=mlp_d3w1280 --tokens=1,22,44,128 --dtype=bfloat16
 
 Random weights and features, S steps of flow matching with guidance. An implementation that does not
 run on this machine, or not at a size, is listed with the reason.
@@ -28,7 +28,6 @@ HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion he
 TOKENS = flags.DEFINE_list("tokens", ["1", "22", "44", "128"], "Tokens of a set.")
 BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
 STEPS = flags.DEFINE_integer("diffusion_steps", 25, "S.")
-RENORM = flags.DEFINE_float("renorm", 1.0, "Lower bound of renormalization; 1: off.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of weights and computation."
 )
@@ -45,7 +44,7 @@ def milliseconds(head: DiffusionHead, tokens: int, implementation: str) -> float
     def run(state, features, x):
         head = nnx.merge(graph, state)
         options = {"scale": 5.0, "implementation": implementation}
-        return sample(head, features, (x, None), steps, Guidance(2, RENORM.value), **options)[0]
+        return sample(head, features, (x, None), steps, Guidance(2), **options)[0]
 
     features = jnp.ones((2 * BATCH.value, tokens, head.width), DTYPE.value)
     x = jax.random.normal(jax.random.key(0), (BATCH.value, tokens, 16))

@@ -123,7 +123,16 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
 
 
 def fit_image(picture: Picture, size: tuple[int, int]) -> Picture:
-    """Scales a picture to fill (height, width) and crops what is over about its center."""
+    """Scales a picture to fill (height, width) and crops what is over about its center.
+
+    Raises:
+        NovaError: it is no picture, or has no pixels.
+    """
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+        raise NovaError(
+            f"a picture is uint8 [height, width, 3] with pixels in it, not {picture.dtype} "
+            f"{list(picture.shape)}"
+        )
     image = Image.fromarray(picture)
     return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
 

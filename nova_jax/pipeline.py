@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -375,9 +376,14 @@ class NovaPipeline:
     def _texts(self, prompts: Any, embeds: Any, what: str) -> list[Any]:
         """Prompts, labels or text features, one a sample."""
         if embeds is None:
-            texts = [prompts] if isinstance(prompts, str | int) else list(prompts or ())
+            several = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
+            texts = list(prompts) if several else [] if prompts is None else [prompts]
             if not texts:
                 raise NovaError(f"no {what} given; give at least one")
+            kind, words = (str, "text") if self.config.text_dim else (int, "a class number")
+            for text in texts:
+                if not isinstance(text, kind | (np.integer if kind is int else kind)):
+                    raise NovaError(f"{what} {text!r}: this model takes {words}")
             return texts
         if prompts:
             raise NovaError(f"a {what} and its embeddings are given; give one of them")
@@ -431,13 +437,14 @@ class NovaPipeline:
         if frames == 1:
             raise NovaError("an image becomes the first frame; ask for more than one frame")
         picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        fitted = media.fit_image(picture, self.size)
         if picture.shape[:2] != self.size:
             (height, width), size = picture.shape[:2], self.size
             logger.warning(
                 "image of %dx%d scaled and cropped about its center to %dx%d",
                 *(width, height, size[1], size[0]),
             )
-        pixels = to_float(media.fit_image(picture, self.size))[None, None]
+        pixels = to_float(fitted)[None, None]
         mean, deviation = self.codec.posterior(pixels)
         return jnp.asarray(mean), jnp.asarray(deviation)
 
@@ -476,6 +483,9 @@ Sample = TypeVar("Sample")
 
 def _override(config: Config, **options: Any) -> Config:
     """The options that are given, on top of a config."""
+    for name, value in options.items():
+        if name not in ("guidance", "sampler") and not isinstance(value, Real | None):
+            raise NovaError(f"{name} is {value!r}; it must be a number")
     return dataclasses.replace(config, **{k: v for k, v in options.items() if v is not None})
 
 

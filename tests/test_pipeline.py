@@ -129,6 +129,16 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
         ({"prompt": "one", "seed": [1, 2]}, "2 seeds for 1 prompts"),
         ({"prompt": "one", "batch_size": 0}, "must be at least 1"),
         ({"prompt": "one", "guidance_renorm": 2.0}, "renorm"),
+        ({"prompt": "one", "guidance_scale": "5"}, "scale is '5'; it must be a number"),
+        ({"prompt": 3}, "prompt 3: this model takes text"),
+        ({"prompt": ["one", None]}, "prompt None: this model takes text"),
+        ({"prompt": "one", "negative_prompt": 3}, "negative prompt 3: this model takes text"),
+        (
+            {"prompt": "one", "image": np.zeros((0, 5, 3), np.uint8)},
+            r"with pixels in it, not uint8",
+        ),
+        ({"prompt": "one", "image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
+        ({"prompt": "one", "sampler": "fast"}, "sampler 'fast' is not known"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):

@@ -39,6 +39,18 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Schedule
 
+_TRANSFORMER_FIELDS = (
+    "arch",
+    "image_dim",
+    "image_size",
+    "image_stride",
+    "image_base_size",
+    "video_base_size",
+    "video_mixer_rank",
+    "rotary_pos_embed",
+    "text_token_dim",
+    "text_token_len",
+)
 NUM_CLASSES = 1000  # of every class-conditional release; config.json does not say
 
 
@@ -63,8 +75,15 @@ def config_from_released(released: Mapping[str, Any]) -> NovaConfig:
     """Our configuration from the release's ``transformer/config.json``.
 
     Raises:
-        NovaError: if the sizes contradict each other or are missing.
+        NovaError: if the sizes contradict each other, are missing or of another type, or a field is
+            not known.
     """
+    unknown = [key for key in released if key not in _TRANSFORMER_FIELDS and key[0] != "_"]
+    if unknown:
+        raise NovaError(
+            f"transformer/config.json: unknown field {unknown[0]!r}; known are "
+            f"{', '.join(_TRANSFORMER_FIELDS)}"
+        )
     try:
         size, stride = released["image_size"], released["image_stride"]
         size = (size, size) if isinstance(size, int) else tuple(size)
@@ -86,6 +105,8 @@ def config_from_released(released: Mapping[str, Any]) -> NovaConfig:
         base = (tuple(released["image_base_size"]), tuple(video_base[1:]))
     except KeyError as error:
         raise NovaError(f"transformer/config.json lacks {error}") from None
+    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise NovaError(f"transformer/config.json: a field is of another kind ({error})") from None
     if base != (config.grid, config.temporal_grid):
         raise NovaError(
             f"transformer/config.json: image_base_size {base[0]} and video_base_size {base[1]} do "
@@ -102,6 +123,13 @@ def schedule_from_released(released: Mapping[str, Any]) -> Schedule:
     """
     name = released.get("_class_name")
     options = {key: value for key, value in released.items() if not key.startswith("_")}
+    try:
+        return _schedule(name, options)
+    except TypeError as error:
+        raise NovaError(f"scheduler_config.json: an option is of another kind ({error})") from None
+
+
+def _schedule(name: Any, options: Mapping[str, Any]) -> Schedule:
     if name == "FlowMatchEulerDiscreteScheduler":
         if options.get("use_dynamic_shifting"):
             raise NovaError("scheduler_config.json: use_dynamic_shifting is not part of NOVA")
@@ -236,7 +264,9 @@ def load_autoencoder(
         raise NovaError(f"{directory}/config.json: unknown autoencoder {name!r}; known: {known}")
     config_type, network_type = _AUTOENCODERS[name]
     config = _config(config_type, released, directory / "config.json")
-    network = nnx.eval_shape(lambda: network_type(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    network = _abstract(
+        lambda: network_type(config, dtype=dtype, rngs=nnx.Rngs(0)), directory / "config.json"
+    )
     variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(network))}
     tensors = open_tensors(directory, [WEIGHTS])
     rules.fill(
@@ -278,7 +308,7 @@ def load_phi(
     """Loads a Phi model in transformers' layout; see `load_text_encoder`."""
     directory = Path(directory)
     config = PhiConfig.from_released(read_json(directory / "config.json"))
-    model = nnx.eval_shape(lambda: Phi(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    model = _abstract(lambda: Phi(config, dtype=dtype, rngs=nnx.Rngs(0)), directory / "config.json")
     rules.fill(
         model,
         rules.phi_table(config.num_hidden_layers),
@@ -303,6 +333,15 @@ def _config(kind: Callable[..., Any], released: Mapping[str, Any], path: Path) -
         return kind(**values)
     except TypeError as error:
         raise NovaError(f"{path} is incomplete: {error}") from None
+
+
+def _abstract(make: Callable[[], Any], path: Path) -> Any:
+    """What `make` builds of the sizes in a config.json, without its numbers."""
+    try:
+        return nnx.eval_shape(make)
+    except (TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise NovaError(f"{path}: its sizes make no network ({reason})") from None
 
 
 def _set_dtype(model: nnx.Module, dtype: DTypeLike) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -268,15 +266,19 @@ def _open_torch(file: Path) -> _Opened:
         raise NovaError(f"{file} holds more than named tensors; {remedy}")
 
     def read(view: _View) -> np.ndarray:
-        with ExitStack() as stack:
-            archive = stack.enter_context(closing(zipfile.ZipFile(file)))
-            data = archive.read(f"{prefix}data/{view.storage.key}")
-        values = np.frombuffer(data, view.storage.dtype)
-        size = view.storage.dtype.itemsize
-        last = view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
-        if math.prod(view.shape) and last >= len(values):
-            raise NovaError(f"{file} is damaged: a tensor reaches past its storage; {remedy}")
-        strides = [s * size for s in view.strides]
-        return np.lib.stride_tricks.as_strided(values[view.offset :], view.shape, strides)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                data = archive.read(f"{prefix}data/{view.storage.key}")
+            values = np.frombuffer(data, view.storage.dtype)
+            sizes = (view.offset, *view.shape, *view.strides)
+            last = view.offset + sum(
+                (n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)
+            )
+            if min(sizes) < 0 or (0 not in view.shape and last >= len(values)):
+                raise ValueError("a tensor reaches past its storage")
+            strides = [s * values.itemsize for s in view.strides]
+            return np.lib.stride_tricks.as_strided(values[view.offset :], view.shape, strides)
+        except Exception as error:  # a damaged archive fails in many ways
+            raise NovaError(f"{file} is damaged ({error}); {remedy}") from None
 
     return {name: (view.shape, functools.partial(read, view)) for name, view in tree.items()}
