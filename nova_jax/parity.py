@@ -631,17 +631,20 @@ def _released(config: Any, variables: Any) -> Arrays:
 # --- command -----------------------------------------------------------------------------------
 
 
-def format_table(rows: Sequence[Row], missing: Sequence[str]) -> str:
-    """The table and a summary, as text."""
-    width = max((len(row.array) for row in rows), default=5)
+def format_table(
+    rows: Sequence[Row], missing: Sequence[str], shown: Sequence[Row] | None = None
+) -> str:
+    """The table of the rows that are `shown`, by default all, and a summary of all, as text."""
+    shown = rows if shown is None else shown
+    width = max((len(row.array) for row in shown), default=5)
     lines = []
-    for folder in dict.fromkeys(row.folder for row in rows):
+    for folder in dict.fromkeys(row.folder for row in shown):
         lines.append(folder)
         lines.append(f"  {'array':{width}}  {'shape':>18}  max abs    relative   limit    verdict")
         lines += [
             f"  {r.array:{width}}  {'x'.join(map(str, r.shape)) or 'scalar':>18}  "
             f"{r.max_abs_error:.2e}   {r.relative_error:.2e}   {r.tolerance:.1e}  {r.verdict}"
-            for r in rows
+            for r in shown
             if r.folder == folder
         ]
     lines += [f"not compared: {name}" for name in missing]
@@ -657,8 +660,9 @@ def worst(rows: Sequence[Row]) -> list[Row]:
     kinds: dict[tuple[str, str], Row] = {}
     for row in rows:
         kind = re.sub(r"\d+", "#", re.sub(r"(\.(grad|grad_norm|param_norm))\..*", r"\1", row.array))
-        known = kinds.get((row.folder, kind))
-        if known is None or not row.relative_error <= known.relative_error:
+        known = kinds.setdefault((row.folder, kind), row)
+        # What is not a number is worst of all.
+        if not math.isnan(known.relative_error) and not row.relative_error <= known.relative_error:
             kinds[row.folder, kind] = row
     return list(kinds.values())
 
@@ -698,7 +702,7 @@ def main(directories: Sequence[str]) -> None:
         live=_LIVE.value,
         dtype=_DTYPE.value,
     )
-    print(format_table(worst(rows) if _WORST.value else rows, missing))
+    print(format_table(rows, missing, worst(rows) if _WORST.value else None))
     if _JSON.value:
         table = {
             "rows": [

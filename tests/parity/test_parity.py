@@ -44,6 +44,25 @@ def test_an_array_without_counterpart_is_listed():
     assert missing == ["gen.first.unheard_of"]
 
 
+def test_the_worst_of_arrays_that_differ_in_numbers_is_shown():
+    names = ["train.act.blocks.0", "train.act.blocks.11", "s.grad.a.weight", "s.grad.b.bias"]
+    wanted = {name: np.array([1.0]) for name in names}
+    errors = (1e-3, 2e-3, np.nan, 1e-3)
+    got = {name: np.array([1.0 + error]) for name, error in zip(names, errors, strict=True)}
+    rows, _ = parity.compare("f", wanted, got, {})
+    assert [row.array for row in parity.worst(rows)] == ["s.grad.a.weight", "train.act.blocks.11"]
+    table = parity.format_table(rows, [], parity.worst(rows))
+    assert "blocks.11" in table
+    assert "blocks.0" not in table
+    assert "4 arrays compared, 4 past" in table
+
+
+def test_half_types_are_measured_and_not_judged():
+    rows, missing = parity.check([GOLDEN / "phi"], dtype="bfloat16")
+    assert not missing
+    assert all(row.verdict == "ok" and row.relative_error > 1e-4 for row in rows)
+
+
 @pytest.fixture
 def folder(tmp_path):
     copy = tmp_path / "case"
