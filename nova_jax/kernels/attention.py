@@ -2,7 +2,8 @@
 
     cpu    plain, in float32, a few heads at a time: `jax.nn`'s takes twice the time, all the
            memory at once, and no float16
-    gpu    cuDNN's flash attention for half types, else `jax.nn`'s plain one
+    gpu    cuDNN's flash attention for half types from compute capability 8.0 on, else `jax.nn`'s
+           plain one
     tpu    `jax.nn`'s
 
 Dimensions: B sequences, S queries, T keys, K heads, H channels of a head.
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
+
+from nova_jax.kernels.device import compute_capability
 
 # A mask [B, S, T], or the number of keys that are not padding; None: all.
 Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | None
@@ -40,7 +43,7 @@ def attention(
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     length = seen if seen is not None and jnp.ndim(seen) == 0 else None
     no_mask = seen is None or length is not None
-    if backend == "gpu" and half and no_mask and query.shape[-1] <= 128:
+    if half and no_mask and query.shape[-1] <= 128 and compute_capability() >= 8:
         lengths = queries = None
         if length is not None:
             lengths = jnp.full(key.shape[0], length, jnp.int32)

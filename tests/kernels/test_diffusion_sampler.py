@@ -159,6 +159,10 @@ def test_a_sampler_that_is_not_known_or_does_not_run_here_is_named():
         api.choose("fast")
     with pytest.raises(NovaError, match='sampler "pallas" runs on GPUs and TPUs, this is cpu'):
         api.choose("pallas")
+    with pytest.raises(
+        NovaError, match=r"capability 8.0 or more \(A100 and later\), this one has 0"
+    ):
+        api.choose("pallas", backend="gpu")
     assert api.choose("pallas", backend="tpu") == "pallas"
     assert api.choose("auto") == "xla"
 

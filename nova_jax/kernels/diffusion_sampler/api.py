@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.device import compute_capability
 from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
 from nova_jax.models.diffusion_head import DiffusionHead
@@ -51,13 +52,11 @@ def choose(implementation: Implementation, backend: str | None = None) -> Litera
         raise NovaError(
             f'sampler "pallas" runs on GPUs and TPUs, this is {backend}; use "auto" or "xla"'
         )
-    if implementation == "pallas" and backend == "gpu":
-        capability = jax.local_devices()[0].compute_capability
-        if float(capability) < 8:
-            raise NovaError(
-                f'sampler "pallas" needs a GPU of compute capability 8.0 or more (A100 and later), '
-                f'this one has {capability}; use "auto" or "xla"'
-            )
+    if implementation == "pallas" and backend == "gpu" and compute_capability() < 8:
+        raise NovaError(
+            'sampler "pallas" needs an NVIDIA GPU of compute capability 8.0 or more (A100 and '
+            f'later), this one has {compute_capability()}; use "auto" or "xla"'
+        )
     # The kernels have not been timed on hardware. Until one is shown to be faster, "auto" is what
     # XLA makes of the reference.
     return "xla" if implementation == "auto" else implementation
