@@ -21,10 +21,11 @@ import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
 from peak import measured_peak
+from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 
 from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.kernels.diffusion_sampler.api import sample
-from nova_jax.models import Conditions, Nova, NovaConfig
+from nova_jax.models import Conditions, Nova
 from nova_jax.sampling import flops
 from nova_jax.sampling.generate import (
     SamplingConfig,
@@ -38,19 +39,10 @@ from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import bucket_steps, set_sizes
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
-ARCH = flags.DEFINE_list(
-    "arch",
-    ["vit_d4w256", "vit_d8w256", "mlp_d3w256"],
-    "Temporal encoder, spatial decoder, diffusion head.",
-)
-SIZE = flags.DEFINE_string("size", "128x192", "Height x width in pixels.")
 FRAMES = flags.DEFINE_integer("frames", 4, "Latent frames.")
 AR_STEPS = flags.DEFINE_integer("ar_steps", 16, "K, AR steps of a frame.")
 DIFFUSION_STEPS = flags.DEFINE_integer("diffusion_steps", 25, "S, diffusion steps of an AR step.")
 BATCH = flags.DEFINE_integer("batch", 1, "Videos.")
-TEXT_LEN = flags.DEFINE_integer("text_len", 32, "Text tokens.")
-TEXT_DIM = flags.DEFINE_integer("text_dim", 2560, "Channels of text features.")
-MIXER_RANK = flags.DEFINE_integer("mixer_rank", 24, "Rank of the mixer; 0 for none.")
 GUIDANCE = flags.DEFINE_float("guidance", 5.0, "Guidance scale.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of parameters and computation."
@@ -72,17 +64,7 @@ def seconds_of(function: Callable[[], Any], calls: int) -> list[float]:
 
 def main(_: list[str]) -> None:
     """Runs the benchmark."""
-    height, width = (int(side) for side in SIZE.value.split("x"))
-    config = NovaConfig(
-        latent_size=(height // 8, width // 8),
-        temporal_encoder=ARCH.value[0],
-        spatial_decoder=ARCH.value[1],
-        diffusion_head=ARCH.value[2],
-        frames=FRAMES.value,
-        text_dim=TEXT_DIM.value,
-        text_length=TEXT_LEN.value,
-        mixer_rank=MIXER_RANK.value,
-    )
+    config = config_of_flags(FRAMES.value)
     dtype, batch, frames = jnp.dtype(DTYPE.value), BATCH.value, FRAMES.value
 
     @jax.jit

@@ -17,6 +17,7 @@ import optax
 from absl import app, flags
 from flax import nnx
 from peak import measured_peak
+from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 
 from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.models import Conditions, Nova, NovaConfig
@@ -24,18 +25,9 @@ from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training.loss import draw, training_loss
 from nova_jax.training.optimizer import OptimizerConfig, make_optimizer, split_model
 
-ARCH = flags.DEFINE_list(
-    "arch",
-    ["vit_d4w256", "vit_d8w256", "mlp_d3w256"],
-    "Temporal encoder, spatial decoder, diffusion head.",
-)
-SIZE = flags.DEFINE_string("size", "128x192", "Height x width in pixels.")
 FRAMES = flags.DEFINE_integer("frames", 3, "Latent frames.")
 BATCH = flags.DEFINE_integer("batch", 4, "Videos.")
-TEXT_LEN = flags.DEFINE_integer("text_len", 32, "Text tokens.")
-TEXT_DIM = flags.DEFINE_integer("text_dim", 2560, "Channels of text features.")
 LOSS_REPEAT = flags.DEFINE_integer("loss_repeat", 4, "Noise draws of each frame.")
-MIXER_RANK = flags.DEFINE_integer("mixer_rank", 24, "Rank of the mixer; 0 for none.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of the computation.")
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps.")
 UNROLL = flags.DEFINE_integer("unroll", 0, "Blocks per loop iteration; 0: all on CPU, else 1.")
@@ -63,17 +55,7 @@ def forward_flops(config: NovaConfig, batch: int, frames: int, repeat: int) -> f
 
 def main(_: list[str]) -> None:
     """Runs the benchmark."""
-    height, width = (int(side) for side in SIZE.value.split("x"))
-    config = NovaConfig(
-        latent_size=(height // 8, width // 8),
-        temporal_encoder=ARCH.value[0],
-        spatial_decoder=ARCH.value[1],
-        diffusion_head=ARCH.value[2],
-        frames=FRAMES.value,
-        text_dim=TEXT_DIM.value,
-        text_length=TEXT_LEN.value,
-        mixer_rank=MIXER_RANK.value,
-    )
+    config = config_of_flags(FRAMES.value)
     dtype = jnp.dtype(DTYPE.value)
     unroll = UNROLL.value or (64 if jax.default_backend() == "cpu" else 1)
     model = Nova(config, rngs=nnx.Rngs(0), dtype=dtype, remat=REMAT.value, unroll=unroll)
