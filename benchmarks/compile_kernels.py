@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
+from heads import BATCH, HEADS, config_of_head
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
-from nova_jax.models import NovaConfig
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
@@ -63,10 +63,12 @@ GPUS = {
         1.98,
     ),
 }
+VALUES = 16  # of a token
 TARGETS = flags.DEFINE_list("targets", list(TPUS), "Which: " + ", ".join([*TPUS, *GPUS]))
-HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion heads.")
 TOKENS = flags.DEFINE_list("tokens", ["32"], "Tokens of a set, padded.")
-BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["float32", "bfloat16", "float16"], "Type of weights and computation."
+)
 RENORM = flags.DEFINE_float("renorm", 1.0, "Lower bound of renormalization; 1: off.")
 
 
@@ -93,7 +95,8 @@ def describe_tpu(name: str, head: DiffusionHead, tokens: int) -> tuple[Any, str]
         passes=2,
         width=head.width,
         depth=head.depth,
-        itemsize=2,
+        values=VALUES,
+        dtype=DTYPE.value,
         noise=False,
         vmem=int(0.9 * vmem * 2**20),
         divisible=RENORM.value == 1,
@@ -108,11 +111,18 @@ def describe_tpu(name: str, head: DiffusionHead, tokens: int) -> tuple[Any, str]
 
 def describe_gpu(name: str, head: DiffusionHead, tokens: int) -> tuple[Any, str]:
     """The kernel for a GPU, and how it is spread."""
-    processors = GPUS[name][2]
-    columns = gpu.plan(tokens=tokens, batch=BATCH.value, width=head.width, processors=processors)
+    processors, shared = GPUS[name][2], GPUS[name][4] - 1024
+    columns = gpu.plan(
+        tokens=tokens,
+        batch=BATCH.value,
+        width=head.width,
+        dtype=DTYPE.value,
+        processors=processors,
+        shared=shared,
+    )
     programs = BATCH.value * head.width // columns
     words = f"{programs} programs of {columns} columns on {processors} multiprocessors"
-    return functools.partial(gpu.sample, processors=processors), words
+    return functools.partial(gpu.sample, processors=processors, shared=shared), words
 
 
 def compile_for(name: str, head_size: str, tokens: int) -> str:
@@ -123,15 +133,8 @@ def compile_for(name: str, head_size: str, tokens: int) -> str:
         options |= {"topology": "1x1x1", "target_config": gpu_description(name)}
     devices = topologies.get_topology_desc(**options).devices
     mesh = Mesh(np.array(devices[:1]), ("d",))
-    config = NovaConfig(
-        latent_size=(60, 96),
-        temporal_encoder="vit_d1w1024",
-        spatial_decoder="vit_d2w1024",
-        diffusion_head=head_size,
-        text_dim=2560,
-        text_length=256,
-    )
-    head = nnx.eval_shape(lambda: DiffusionHead(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    config = config_of_head(head_size)
+    head = nnx.eval_shape(lambda: DiffusionHead(config, dtype=DTYPE.value, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(head)
     steps, guidance = FlowMatchingSchedule().sampling_steps(25), reference.Guidance(2, RENORM.value)
     describe = describe_tpu if name in TPUS else describe_gpu
@@ -144,16 +147,16 @@ def compile_for(name: str, head_size: str, tokens: int) -> str:
         if guidance.renormalized:
             outside = reference.Outside(jnp.ones((batch, 1)), gram)
         modulations = reference.modulate(head, features, jnp.asarray(steps.time))
-        arguments = (head, modulations, (x, outside), steps, guidance, 5.0)
-        return kernel(*arguments, jnp.ones(tokens), 0, None)[0]
+        arguments = (head, modulations, (x, outside), steps, guidance, 5.0, jnp.ones(tokens))
+        return kernel(reference.Work(*arguments))[0]
 
     def abstract(shape, dtype):
         sharding = NamedSharding(mesh, PartitionSpec())
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    state = jax.tree.map(lambda leaf: abstract(leaf.shape, jnp.bfloat16), state)
-    features = abstract((2 * batch, tokens, head.width), jnp.bfloat16)
-    x = abstract((batch, tokens, 16), jnp.float32)
+    state = jax.tree.map(lambda leaf: abstract(leaf.shape, DTYPE.value), state)
+    features = abstract((2 * batch, tokens, head.width), DTYPE.value)
+    x = abstract((batch, tokens, VALUES), jnp.float32)
     gram = abstract((batch, 1, 1), jnp.float32)
     began = time.perf_counter()
     # Triton's lowering asks for the kind of device.

@@ -13,20 +13,18 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
+from heads import BATCH, HEADS, config_of_head
 from peak import measured_peak
 
 from nova_jax.errors import NovaError
 from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.kernels.diffusion_sampler.api import choose, sample
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
-from nova_jax.models import NovaConfig
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.sampling import flops
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
-HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion heads.")
 TOKENS = flags.DEFINE_list("tokens", ["1", "22", "44", "128"], "Tokens of a set.")
-BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
 STEPS = flags.DEFINE_integer("diffusion_steps", 25, "S.")
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Type of weights and computation."
@@ -65,14 +63,7 @@ def main(_: list[str]) -> None:
     print(f"measured peak {peak / 1e9:.0f} GFLOP/s; auto is {choose('auto')}")
     print(f"{'head':12} {'tokens':>6} {'floor ms':>9}  xla ms  pallas ms")
     for size in HEADS.value:
-        config = NovaConfig(
-            latent_size=(60, 96),
-            temporal_encoder="vit_d1w1024",
-            spatial_decoder="vit_d2w1024",
-            diffusion_head=size,
-            text_dim=2560,
-            text_length=256,
-        )
+        config = config_of_head(size)
         head = DiffusionHead(config, dtype=dtype, rngs=nnx.Rngs(0))
         state = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(head))
         nnx.update(head, state)

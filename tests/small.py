@@ -20,6 +20,24 @@ VIDEO = dict(
 )
 IMAGES = VIDEO | dict(frames=1, mixer_rank=None)
 
+#: A complete training run: 6 steps, pictures and videos of 2 frames, 8 a batch.
+RUN = {
+    "steps": 6,
+    "model": VIDEO,
+    "schedule": {"type": "flow_matching"},
+    "codec": {"type": "pixels"},
+    "text_encoder": {"type": "hashed_words", "dim": 16},
+    "dataset": {"size": (12, 12), "frames": 2, "digit_size": 8.0, "num_clips": 64},
+    "data": {"batch_size": 8, "image_batch_size": 16, "video_fraction": 0.5},
+    "optimizer": {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 2},
+    "loss_repeat": 2,
+    "checkpoint": {"every": 4},
+    "logging": {"every": 2},
+    "evaluation": {"every": 4, "batches": 2},
+    "samples": {"every": 6, "prompts": ("a red seven moves up",)},
+    "sampling": {"num_inference_steps": 2, "num_diffusion_steps": 2},
+}
+
 #: For tests of the model itself: blocks that follow each other, sides that differ.
 CONFIG = NovaConfig.from_dict(
     VIDEO

@@ -6,9 +6,12 @@
            plain one
     tpu    `jax.nn`'s
 
+A program for several platforms (`nova_jax.export`) holds the plain one of each.
+
 Dimensions: B sequences, S queries, T keys, K heads, H channels of a head.
 """
 
+import itertools
 import math
 
 import jax
@@ -16,10 +19,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
-from nova_jax.kernels.device import compute_capability
+from nova_jax.kernels.device import compute_capability, platform
 
-# A mask [B, S, T], or the number of keys that are not padding; None: all.
-Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | None
+# What queries see of the keys. A mask [B, S, T]; the number of keys that are not padding; the
+# lengths of blocks of tokens, each of which sees itself and all blocks before it; None: all.
+Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | tuple[int, ...] | None
 # Most scores that are there at once on a CPU, unless one head has more: 64 MB.
 _SCORES = 2**24
 
@@ -36,10 +40,16 @@ def attention(
 
     Args:
         query, key, value: of one type.
-        seen: what queries may see: a mask, or how many keys there are before padding.
+        seen: what queries may see: a mask, how many keys there are before padding, or blocks.
         causal: query i sees the keys up to i, of those.
     """
-    backend = jax.default_backend()
+    if isinstance(seen, tuple):
+        # Nothing of what is not seen is computed, and no piece needs a mask.
+        pieces = [
+            attention(query[:, end - size : end], key[:, :end], value[:, :end])
+            for size, end in zip(seen, itertools.accumulate(seen), strict=True)
+        ]
+        return jnp.concatenate(pieces, axis=1)
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     length = seen if seen is not None and jnp.ndim(seen) == 0 else None
     no_mask = seen is None or length is not None
@@ -58,13 +68,23 @@ def attention(
             implementation="cudnn",
         )
     mask = seen if length is None else (jnp.arange(key.shape[1]) < length)[None, None]
-    if backend != "cpu":
-        heads = None if mask is None else mask[:, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=heads, is_causal=causal)
     if causal:
         below = jnp.tril(jnp.ones((1, query.shape[1], key.shape[1]), bool))
         mask = below if mask is None else mask & below
-    return _on_cpu(query, key, value, mask)
+    if platform() == "any":
+        arrays = (query, key, value, mask)
+        return jax.lax.platform_dependent(*arrays, cpu=_on_cpu, default=_elsewhere)
+    return (_on_cpu if platform() == "cpu" else _elsewhere)(query, key, value, mask)
+
+
+def _elsewhere(
+    query: Float[Array, "b s k h"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    mask: Bool[Array, "#b #s t"] | None,
+) -> Float[Array, "b s k h"]:
+    heads = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(query, key, value, mask=heads)
 
 
 def _on_cpu(

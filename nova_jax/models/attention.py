@@ -4,6 +4,7 @@ Dimensions: B samples, S queries, T keys, K heads, H head channels, D width.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
 from nova_jax.models.embeddings import apply_rotary
-from nova_jax.models.layers import BlockStack, LayerNorm, Projector, gelu, linear
+from nova_jax.models.layers import (
+    AxisNames,
+    BlockStack,
+    LayerNorm,
+    Projector,
+    Remat,
+    gelu,
+    linear,
+)
+from nova_jax.models.layout import split
 
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
 # untrained blocks drown the tokens' positions and conditions. Swin V2 (arXiv 2111.09883) uses 0.
@@ -56,10 +66,13 @@ def rows(x: Float[Array, "b s *d"], first: Int[Array, ""] | int, count: int) -> 
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with one biased qkv projection; softmax in float32."""
+    """Multi-head attention with one biased qkv projection; softmax in float32.
 
-    def __init__(self, size: StageSize, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.heads = size.heads
+    `layout` names the axes of sequences and of their tokens, see `nova_jax.models.layout`.
+    """
+
+    def __init__(self, size: StageSize, layout: AxisNames, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.heads, self.layout = size.heads, layout
         axes = ("embed", "heads")
         self.qkv = linear(size.width, 3 * size.width, axes, dtype=dtype, rngs=rngs)
         self.out = linear(size.width, size.width, axes[::-1], dtype=dtype, rngs=rngs)
@@ -97,16 +110,26 @@ class Attention(nnx.Module):
             buffers = (key, value)
         if only is not None:
             query = rows(query, *only)
-        y = attention(query, key, value, seen)
+        y = self._attend(query, key, value, seen)
         return self.out(rearrange(y, "b s k h -> b s (k h)")), buffers
+
+    def _attend(self, query: Array, key: Array, value: Array, seen: Seen) -> Array:
+        """Every device for its own sequences, queries and heads, over all keys."""
+        sequences, queries = self.layout
+        keys = (sequences, None, "heads", None)
+        names: list[AxisNames] = [(sequences, queries, "heads", None), keys, keys]
+        if seen is None or isinstance(seen, tuple):
+            return split(partial(attention, seen=seen), names)(query, key, value)
+        names.append((None, queries, None)[: jnp.ndim(seen)])
+        return split(attention, names)(query, key, value, seen)
 
 
 class Block(nnx.Module):
     """x ← x + LN(attention(x));  x ← x + LN(mlp(x)): normalised after each branch."""
 
-    def __init__(self, size: StageSize, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, size: StageSize, layout: AxisNames, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = size.width
-        self.attention = Attention(size, dtype=dtype, rngs=rngs)
+        self.attention = Attention(size, layout, dtype=dtype, rngs=rngs)
         self.norm1 = LayerNorm(width, initial_scale=BRANCH_SCALE, dtype=dtype, rngs=rngs)
         self.mlp = Projector(width, 4 * width, width, activation=gelu, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(width, initial_scale=BRANCH_SCALE, dtype=dtype, rngs=rngs)
@@ -132,11 +155,31 @@ class Block(nnx.Module):
 
 
 def transformer(
-    size: StageSize, depth: int, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: bool, unroll: int
+    size: StageSize,
+    depth: int,
+    layout: AxisNames,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+    remat: Remat,
+    unroll: int,
 ) -> BlockStack:
-    """`depth` transformer blocks of the given size's width and heads, scanned."""
+    """`depth` transformer blocks of the given size's width and heads, scanned.
+
+    `layout` names the axes of sequences and of their tokens, see `nova_jax.models.layout`; `name`
+    is that of `BlockStack`.
+    """
 
     def make_block(rngs: nnx.Rngs) -> Block:
-        return Block(size, dtype=dtype, rngs=rngs)
+        return Block(size, layout, dtype=dtype, rngs=rngs)
 
-    return BlockStack(make_block, depth, rngs=rngs, remat=remat, unroll=unroll)
+    return BlockStack(
+        make_block,
+        depth,
+        rngs=rngs,
+        remat=remat,
+        unroll=unroll,
+        axes=(*layout, None),
+        name=name,
+    )

@@ -16,7 +16,11 @@ from jaxtyping import Array, Float
 
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
-from nova_jax.models.layers import BlockStack, LayerNorm, Projector, linear
+from nova_jax.models.layers import BlockStack, LayerNorm, Projector, Remat, linear
+from nova_jax.models.layout import constrain
+
+# Axes of noisy copies of frames' tokens, in training; see `nova_jax.models.layout`.
+_COPIES = (None, "frames", None, None)
 
 _ZEROS, _ORTHOGONAL = nnx.initializers.zeros, nnx.initializers.orthogonal()
 
@@ -67,7 +71,7 @@ class DiffusionHead(nnx.Module):
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
     ):
         size, width = config.diffusion_head_size, config.diffusion_head_size.width
@@ -84,6 +88,8 @@ class DiffusionHead(nnx.Module):
             rngs=rngs,
             remat=remat,
             unroll=unroll,
+            name="diffusion_head.blocks",
+            axes=_COPIES,
         )
         self.final_norm = LayerNorm(width, epsilon=1e-6, affine=False, **options)
         self.final_modulation = linear(
@@ -118,7 +124,7 @@ class DiffusionHead(nnx.Module):
                 that a feature is embedded once for all its noisy copies and sampling steps, and a
                 timestep once for all tokens.
         """
-        condition = jax.nn.silu(condition)
+        condition = constrain(jax.nn.silu(condition), *_COPIES)
         h, _ = self.blocks(self.patch_embed(x), condition)
         return self._project(h, self.final_modulation(condition))
 

@@ -6,16 +6,22 @@ metadata; `logical_axes` reads them and `nova_jax.distributed.mesh` maps them to
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.experimental import checkify
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from nova_jax.models.layout import constrain
+
 AxisNames = tuple[str | None, ...]
+
+# What a block keeps for its backward pass: everything; its matrix products; nothing but its input.
+Remat = Literal["none", "dots", "full"]
 
 _XAVIER_UNIFORM = nnx.initializers.xavier_uniform()
 
@@ -136,6 +142,16 @@ def unpatchify(
     return rearrange(tokens, pattern, H=grid[0], W=grid[1], p=patch, q=patch)
 
 
+#: Whether models are traced with `check_finite`; what traces them so needs `checkify`.
+checked = jax.make_user_context(default_value=False)
+
+
+def check_finite(x: jax.Array, where: str, **numbers: Any) -> None:
+    """Names this place if `x` is not finite; nothing at all unless `checked`."""
+    if checked.value:
+        checkify.check(jnp.isfinite(x).all(), where, **numbers)
+
+
 class BlockStack(nnx.Module):
     """`depth` equal blocks whose parameters are stacked on a leading axis and scanned.
 
@@ -144,8 +160,10 @@ class BlockStack(nnx.Module):
     Args:
         make_block: builds one block from random streams.
         depth: number of blocks.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: what each block recomputes in the backward pass instead of keeping it.
         unroll: blocks per iteration of the compiled loop; the loop vanishes at `depth`.
+        axes: logical axes of the carried value, see `nova_jax.models.layout`.
+        name: what to call the blocks where one gives what is not finite.
     """
 
     def __init__(
@@ -154,10 +172,13 @@ class BlockStack(nnx.Module):
         depth: int,
         *,
         rngs: nnx.Rngs,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
+        axes: AxisNames = (),
+        name: str = "blocks",
     ):
         self.depth, self.remat, self.unroll = depth, remat, unroll
+        self.axes, self.name = axes, name
         stacked = nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=(0,), out_axes=0))
         self.block = stacked(rngs)
 
@@ -176,13 +197,18 @@ class BlockStack(nnx.Module):
         graph, state = nnx.split(self.block)
 
         def body(x: Any, slices: Any) -> tuple[Any, Any]:
-            block_state, extra = slices
+            block_state, extra, index = slices
             block = nnx.merge(graph, block_state)
-            return (block(x, *shared), None) if extra is None else block(x, *shared, extra)
+            x, new = (block(x, *shared), None) if extra is None else block(x, *shared, extra)
+            check_finite(x, self.name + " {index}", index=index)
+            return constrain(x, *self.axes) if self.axes else x, new
 
-        if self.remat:
-            body = jax.checkpoint(body, prevent_cse=False)
-        return jax.lax.scan(body, x, (state, per_block), unroll=min(self.unroll, self.depth))
+        if self.remat != "none":
+            dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = dots if self.remat == "dots" else None
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+        slices = (state, per_block, jnp.arange(self.depth))
+        return jax.lax.scan(body, x, slices, unroll=min(self.unroll, self.depth))
 
     def all_but_last(self, x: Any, *shared: Any) -> tuple[Any, Any]:
         """Applies all blocks but the last; returns x and the last block (no gradient is meant)."""

@@ -24,7 +24,8 @@ from nova_jax.models.embeddings import (
     MotionEmbed,
     TextEmbed,
 )
-from nova_jax.models.layers import patchify
+from nova_jax.models.layers import Remat, check_finite, patchify
+from nova_jax.models.layout import constrain
 from nova_jax.models.spatial_decoder import SpatialDecoder
 from nova_jax.models.temporal_encoder import TemporalEncoder
 
@@ -56,7 +57,8 @@ class Nova(nnx.Module):
         config: sizes and options.
         rngs: random streams for the initial parameters (stream ``params``).
         dtype: type of the computation; parameters, softmax, norms and losses stay float32.
-        remat: recompute every block in the backward pass instead of keeping its activations.
+        remat: what blocks recompute in the backward pass instead of keeping it, to save memory:
+            nothing, all but their matrix products ("dots"), or everything ("full").
         unroll: blocks per iteration of the compiled loop over depth. 1 compiles fastest; on CPUs
             larger values run faster.
     """
@@ -67,7 +69,7 @@ class Nova(nnx.Module):
         *,
         rngs: nnx.Rngs,
         dtype: DTypeLike = jnp.float32,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
     ):
         options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
@@ -118,12 +120,16 @@ class Nova(nnx.Module):
         Returns:
             Features of all tokens in reveal order.
         """
-        indicators = self.temporal_encoder(latents, self.embed_conditions(conditions))
+        condition = self.embed_conditions(conditions)
+        check_finite(condition, "the condition tokens")
+        indicators = self.temporal_encoder(latents, condition)
+        check_finite(indicators, "temporal_encoder")
         tokens = rearrange(self.tokens(latents), "b t n p -> (b t) n p")
+        tokens, order = constrain(tokens, "frames", None, None), constrain(order, "frames", None)
         visible = order[:, : self.config.max_visible_tokens, None]
         return self.spatial_decoder(
             jnp.take_along_axis(tokens, visible, axis=1),
             num_visible,
             order,
-            rearrange(indicators, "b t m d -> (b t) m d"),
+            constrain(rearrange(indicators, "b t m d -> (b t) m d"), "frames", None, None),
         )

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from nova_jax.models.attention import transformer
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import grid_positions, rotary_angles, space_embedding
-from nova_jax.models.layers import LayerNorm, linear
+from nova_jax.models.layers import LayerNorm, Remat, linear
 
 
 class SpatialDecoder(nnx.Module):
@@ -30,7 +30,7 @@ class SpatialDecoder(nnx.Module):
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
     ):
         size, width = config.spatial_decoder_size, config.width
@@ -42,8 +42,12 @@ class SpatialDecoder(nnx.Module):
         )
         halves = (size.depth // 2, size.depth - size.depth // 2)
         options |= {"remat": remat, "unroll": unroll}
-        self.encoder_blocks = transformer(size, halves[0], **options)
-        self.decoder_blocks = transformer(size, halves[1], **options)
+        layout = ("frames", None)
+        stacks = ("encoder_blocks", "decoder_blocks")
+        self.encoder_blocks, self.decoder_blocks = (
+            transformer(size, depth, layout, name=f"spatial_decoder.{name}", **options)
+            for depth, name in zip(halves, stacks, strict=True)
+        )
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
     def space(self, order: Int[Array, "b n"]) -> Float[Array, "b n d"] | None:

@@ -6,6 +6,8 @@ Dimensions: B videos, T frames, h×w latent size, C latent channels, M temporal 
 L condition tokens, D width.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from nova_jax.kernels.attention import Seen
 from nova_jax.models.attention import KVCache, block_causal_mask, transformer
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
-from nova_jax.models.layers import LayerNorm, linear, patchify
+from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
+from nova_jax.models.layout import constrain, ways
 
 
 class Mixer(nnx.Module):
@@ -61,7 +65,7 @@ class TemporalEncoder(nnx.Module):
         *,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
-        remat: bool = False,
+        remat: Remat = "none",
         unroll: int = 1,
     ):
         size, width = config.temporal_encoder_size, config.width
@@ -75,9 +79,9 @@ class TemporalEncoder(nnx.Module):
         self.bos_token = nnx.Param(
             0.02 * jax.random.normal(rngs.params(), (width,)), logical_axes=("embed",)
         )
-        self.blocks = transformer(
-            size, size.depth, dtype=dtype, rngs=rngs, remat=remat, unroll=unroll
-        )
+        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs, "remat": remat, "unroll": unroll}
+        options["name"] = "temporal_encoder.blocks"
+        self.blocks = transformer(size, size.depth, ("batch", "sequence"), **options)
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
         has_mixer = bool(config.mixer_rank)
         rank = max(config.mixer_rank or 0, 0)
@@ -107,22 +111,31 @@ class TemporalEncoder(nnx.Module):
         space = jnp.asarray(space_embedding(self.config.temporal_grid, self.config.width))
         return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
 
-    def rotary(self, slots: int, condition_tokens: int, first: int | Array = 0) -> Array | None:
+    def rotary(
+        self, slots: int, condition_tokens: int, first: int | Array = 0, padding: int = 0
+    ) -> Array | None:
         """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
         if not self.config.rotary:
             return None
         positions = jnp.asarray(grid_positions(self.config.temporal_grid))[None]
         times = (first + jnp.arange(slots))[:, None, None] * jnp.asarray([[[1, 0, 0]]])
         positions = rearrange(positions + times, "t m p -> (t m) p")
-        positions = jnp.pad(positions, ((condition_tokens, 0), (0, 0)))
+        positions = jnp.pad(positions, ((condition_tokens, padding), (0, 0)))
         return rotary_angles(positions[None], self.config.temporal_encoder_size.head_dim)
 
-    def mask(self, slots: int, condition_tokens: int) -> Array | None:
-        """The block-causal mask: the condition tokens and slot 0 are one block."""
+    def mask(self, slots: int, condition_tokens: int, padding: int = 0) -> Seen:
+        """`blocks_of` written out as a mask; what looks into a sequence's parts needs it."""
+        tokens = condition_tokens + slots * self.config.indicator_tokens
         if slots == 1:
-            return None
+            return jnp.asarray(tokens) if padding else None
         ids = np.repeat(np.arange(slots), self.config.indicator_tokens)
-        return jnp.asarray(block_causal_mask(np.pad(ids, (condition_tokens, 0))))[None]
+        ids = np.pad(np.pad(ids, (condition_tokens, 0)), (0, padding), constant_values=slots)
+        return jnp.asarray(block_causal_mask(ids))[None]
+
+    def blocks_of(self, slots: int, condition_tokens: int) -> tuple[int, ...]:
+        """Lengths of the blocks of block-causal attention: condition and slot 0, slot 1, ..."""
+        tokens = self.config.indicator_tokens
+        return (condition_tokens + tokens, *[tokens] * (slots - 1))
 
     def sequence(
         self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
@@ -148,8 +161,16 @@ class TemporalEncoder(nnx.Module):
         """Indicator features of all frames of a video at once (training)."""
         frames, length = latents.shape[1], condition.shape[1]
         x = self.sequence(latents, condition)
-        x, _ = self.blocks(x, self.rotary(frames, length), self.mask(frames, length))
-        features = self.norm(x[:, length:])
+        tokens = x.shape[1]
+        seen: Seen = self.blocks_of(frames, length)
+        # Devices that share a sequence need it divisible: by tokens that no other one sees.
+        padding = -tokens % ways("sequence")
+        if ways("sequence") > 1:
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+            seen = self.mask(frames, length, padding)
+        x = constrain(x, "batch", "sequence", None)
+        x, _ = self.blocks(x, self.rotary(frames, length, padding=padding), seen)
+        features = self.norm(x[:, length:tokens])
         return self.mix(rearrange(features, "b (t m) d -> b t m d", t=frames))
 
     def empty_cache(self, batch: int, frames: int, condition_tokens: int) -> KVCache:

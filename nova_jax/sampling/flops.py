@@ -84,3 +84,25 @@ def of_generation(
         "spatial decoder": rows * frames * spatial,
         "diffusion head": rows * frames * config.num_tokens * head_token(config, diffusion_steps),
     }
+
+
+def of_training(config: NovaConfig, *, batch: int, frames: int, loss_repeat: int) -> float:
+    """FLOPs of a training step: three times its forward pass, with nothing recomputed.
+
+    The forward pass is the program's: all pairs of attention, masked ones included, and as many
+    visible tokens as there is room for.
+    """
+    width, tokens, indicators = config.width, config.num_tokens, config.indicator_tokens
+    motion = 2 if config.is_video else 0
+    temporal = (config.text_length or 1) + motion + frames * indicators
+    stages = [(config.temporal_encoder_size.depth, batch, temporal)]
+    first = config.spatial_decoder_size.depth // 2
+    second = config.spatial_decoder_size.depth - first
+    rows = batch * frames
+    stages += [(first, rows, indicators + config.max_visible_tokens)]
+    stages += [(second, rows, indicators + tokens)]
+    blocks = sum(depth * rows * block(width, n, n) for depth, rows, n in stages)
+    head, wide = config.diffusion_head_size.depth, config.diffusion_head_size.width
+    copy = 2 * wide**2 * (5 * head + 2) + 2 * 2 * wide * config.token_dim
+    shared = 2 * wide * (width + wide)
+    return 3 * (blocks + rows * tokens * (loss_repeat * copy + shared))

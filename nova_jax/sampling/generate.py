@@ -3,7 +3,8 @@
 For each frame: one pass of the temporal encoder over the frame before it, with a key-value
 cache, then K AR steps of the spatial decoder and the diffusion head. Three compiled programs do
 it: the temporal encoder on frame 0 and the conditions, the same on any later frame, and a frame's
-whole set-by-set loop, without a word to the host in between.
+whole set-by-set loop, without a word to the host in between. Or all of it is one program, with
+frames as a loop too: what is exported.
 
 Dimensions: B samples, G guidance passes, T frames, N tokens of a frame, M indicator features.
 """
@@ -221,7 +222,19 @@ def _draw_program(
     schedule: Schedule,
     config: SamplingConfig,
 ) -> Float[Array, "b h w c"]:
-    model: Nova = nnx.merge(graph, params)
+    return _draw(nnx.merge(graph, params), indicators, order, noise, frame, schedule, config)
+
+
+def _draw(
+    model: Nova,
+    indicators: Float[Array, "gb m d"],
+    order: Int[Array, "b n"],
+    noise: NoiseSource,
+    frame: Int[Array, ""],
+    schedule: Schedule,
+    config: SamplingConfig,
+) -> Float[Array, "b h w c"]:
+    """A frame's latents."""
     sizes = set_sizes(model.config.num_tokens, config.num_inference_steps)
     steps = schedule.sampling_steps(config.num_diffusion_steps, config.flow_shift)
     tokens = draw_frame(
@@ -268,7 +281,7 @@ def generate(
             longer or not of this model.
     """
     size, guidance = model.config, config.guidance
-    choose(config.sampler)
+    fused = choose(config.sampler) == "pallas"
     if frames < 1:
         raise NovaError(f"frames is {frames}; a video has at least 1")
     batch = keys.shape[0]
@@ -278,18 +291,20 @@ def generate(
         raise NovaError(
             f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
         )
-    order_keys, noise_keys = _split_keys(keys)
-    order = reveal_order(order_keys, size.num_tokens) if order is None else order
-    noise = KeyedNoise(noise_keys, size.num_tokens, size.token_dim) if noise is None else noise
-    negative = unconditional(conditions, size) if negative is None else negative
-    stacked = stack_passes(conditions, negative, guidance)
-
-    condition_tokens = size.text_length or 1
-    if size.is_video and conditions.flow is not None:
-        condition_tokens += 2
-    passes = guidance.passes * batch
-    cache = model.temporal_encoder.empty_cache(passes, frames, condition_tokens)
+    drawn_order, drawn_noise = _randomness(size, keys)
+    order = drawn_order if order is None else order
+    noise = drawn_noise if noise is None else noise
+    stacked, cache = _start(model, conditions, negative, guidance, frames)
     graph, params = nnx.split(model)
+
+    def draw(params: Any, indicators: Any, frame: Any) -> Float[Array, "b h w c"]:
+        static = {"schedule": schedule, "config": config}
+        return _draw_program(graph, params, indicators, order, noise, frame, **static)
+
+    if fused:
+        # What the kernel cannot do it says here, before the programs are compiled.
+        rows = (guidance.passes * batch, size.indicator_tokens, size.width)
+        jax.eval_shape(draw, params, jax.ShapeDtypeStruct(rows, model.dtype), jnp.asarray(0))
     options = {"guidance": guidance, "frames": frames}
     video: list[Array] = []
     for frame in range(frames):
@@ -303,15 +318,73 @@ def generate(
         if given is not None and frame < prefix:
             latents = given[:, frame].astype(jnp.float32)
         else:
-            drawn = jnp.asarray(frame - prefix)
-            latents = _draw_program(
-                graph, params, indicators, order, noise, drawn, schedule=schedule, config=config
-            )
+            latents = draw(params, indicators, jnp.asarray(frame - prefix))
         video.append(latents)
         if on_frame is not None:
             jax.block_until_ready(latents)
             on_frame(frame + 1)
     return jnp.stack(video, axis=1)
+
+
+def generate_in_one(
+    model: Nova,
+    schedule: Schedule,
+    conditions: Conditions,
+    *,
+    frames: int,
+    config: SamplingConfig,
+    keys: Key[Array, "b"],
+    negative: Conditions | None = None,
+) -> Float[Array, "b t h w c"]:
+    """`generate` as one program, to be traced: its size and compile time do not grow with frames.
+
+    Args:
+        model, schedule, conditions, frames, config, keys, negative: as there.
+    """
+    order, noise = _randomness(model.config, keys)
+    stacked, cache = _start(model, conditions, negative, config.guidance, frames)
+    options: Any = {"guidance": config.guidance, "frames": frames}
+    anchor, cache = begin(model, stacked, cache, **options)
+
+    def one_frame(carry: tuple[Array, KVCache], frame: Array) -> tuple[Any, Array]:
+        indicators, cache = carry
+        latents = _draw(model, indicators, order, noise, frame, schedule, config)
+        if frames > 1:
+            carry = jax.lax.cond(
+                frame + 1 < frames,
+                lambda cache: advance(model, latents, anchor, frame + 1, cache, **options),
+                lambda cache: (indicators, cache),
+                cache,
+            )
+        return carry, latents
+
+    _, video = jax.lax.scan(one_frame, (anchor, cache), jnp.arange(frames))
+    return video.swapaxes(0, 1)
+
+
+def _randomness(config: NovaConfig, keys: Key[Array, "b"]) -> tuple[Int[Array, "b n"], KeyedNoise]:
+    """Reveal order and noise of each sample, from its key."""
+    order_keys, noise_keys = _split_keys(keys)
+    noise = KeyedNoise(noise_keys, config.num_tokens, config.token_dim)
+    return reveal_order(order_keys, config.num_tokens), noise
+
+
+def _start(
+    model: Nova,
+    conditions: Conditions,
+    negative: Conditions | None,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Conditions, KVCache]:
+    """Conditions of all passes, and an empty cache for the video."""
+    config = model.config
+    negative = unconditional(conditions, config) if negative is None else negative
+    stacked = stack_passes(conditions, negative, guidance)
+    condition_tokens = config.text_length or 1
+    if config.is_video and conditions.flow is not None:
+        condition_tokens += 2
+    rows = jax.tree.leaves(stacked)[0].shape[0]
+    return stacked, model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
 
 
 @jax.jit

@@ -32,6 +32,7 @@ class TrainingTable:
     time: Float[np.ndarray, "1000"]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SamplingSteps:
     """Coefficients of the S sampling steps, first step first.

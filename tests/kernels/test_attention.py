@@ -1,5 +1,7 @@
 """Attention on a CPU against JAX's own, and against the definition in half types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from nova_jax.kernels import attention as module
 from nova_jax.kernels.attention import attention
+from nova_jax.models.attention import block_causal_mask
 
 
 def arrays(dtype="float32"):
@@ -50,3 +53,19 @@ def test_gradients_meet_jax():
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_see_themselves_and_those_before_them():
+    """As the mask says, forward and backward."""
+    ids = np.repeat(np.arange(4), [5, 3, 3, 1])
+    mask = jnp.asarray(block_causal_mask(ids))[None]
+    arrays = jax.random.normal(jax.random.key(0), (4, 2, 12, 3, 8))
+
+    @functools.partial(jax.jit, static_argnames="blocks")
+    def run(arrays, seen, blocks=None):
+        *inputs, gradient = arrays
+        y, back = jax.vjp(lambda *x: attention(*x, blocks or seen), *inputs)
+        return y, *back(gradient)
+
+    for got, wanted in zip(run(arrays, None, (5, 3, 3, 1)), run(arrays, mask), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ from small import make
 
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler import api, gpu, reference, tpu
-from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside, Work
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
 
 VMEM = 2**27  # v5e, v6e
@@ -24,21 +24,21 @@ CONFIG = dataclasses.replace(small.CONFIG, diffusion_head="mlp_d2w128")
 def planned(**changes):
     """The TPU kernel with another plan than this much VMEM asks for."""
 
-    def run(*arguments):
+    def run(work):
         real = tpu.plan
         try:
             tpu.plan = lambda **sizes: dataclasses.replace(real(**sizes), **changes)
-            return REAL_SAMPLE(*arguments, vmem=VMEM, interpret=True)
+            return REAL_SAMPLE(work, vmem=VMEM, interpret=True)
         finally:
             tpu.plan = real
 
     return run
 
 
-def in_groups(*arguments):
+def in_groups(work):
     """As where VMEM does not hold all tokens."""
-    batch, tokens, _ = arguments[2][0].shape
-    return planned(groups=batch * tokens // 16, tile=16)(*arguments)
+    batch, tokens, _ = work.state[0].shape
+    return planned(groups=batch * tokens // 16, tile=16)(work)
 
 
 IMPLEMENTATIONS = {
@@ -131,17 +131,17 @@ def test_meets_the_definition(head, implementation, case):
 
     @nnx.jit
     def run(head):
-        return IMPLEMENTATIONS[implementation](
+        work = Work(
             head,
             reference.modulate(head, features, jnp.asarray(steps.time)),
             (x, outside),
             steps,
             guidance,
-            2.5,
-            (jnp.arange(padded) < count).astype(jnp.float32),
-            0,
-            None if noise is None else noise[:, :, :padded],
+            scale=2.5,
+            valid=(jnp.arange(padded) < count).astype(jnp.float32),
+            noise=None if noise is None else noise[:, :, :padded],
         )
+        return IMPLEMENTATIONS[implementation](work)
 
     got, got_outside = run(head)
     assert jnp.abs(got[:, :count] - wanted).max() < 1e-5 * jnp.abs(wanted).max()
@@ -150,12 +150,45 @@ def test_meets_the_definition(head, implementation, case):
         np.testing.assert_allclose(got_outside.norm2, norm2, rtol=1e-5)
 
 
-def test_too_little_memory_is_named_before_anything_is_compiled():
-    sizes = {"rows": 64, "passes": 2, "width": 1536, "depth": 6, "itemsize": 2, "noise": False}
-    assert tpu.plan(**sizes, vmem=2**27).resident
-    assert not tpu.plan(**sizes, vmem=2**26).resident
-    with pytest.raises(NovaError, match="MiB of VMEM for 64 tokens of width 1536"):
-        tpu.plan(**sizes, vmem=2**23)
+ON_TPU = {"rows": 64, "passes": 2, "width": 1536, "depth": 6, "values": 16, "noise": False}
+ON_TPU |= {"dtype": "bfloat16", "vmem": VMEM}
+ON_GPU = {"tokens": 32, "batch": 1, "width": 1280, "dtype": "bfloat16", "processors": 132}
+ON_GPU |= {"shared": gpu.shared_memory(9.0)}
+
+
+def test_weights_live_where_there_is_room():
+    assert tpu.plan(**ON_TPU).resident
+    assert not tpu.plan(**ON_TPU | {"vmem": 2**26}).resident
+
+
+def test_a_gpu_has_all_programs_at_once():
+    assert gpu.plan(**ON_GPU | {"processors": 108}) == 16
+    assert gpu.plan(**ON_GPU | {"batch": 20}) == 256
+
+
+@pytest.mark.parametrize(
+    ("plan", "changes", "message"),
+    [
+        (tpu.plan, {"vmem": 2**23}, "MiB of VMEM for 64 tokens of width 1536, and there are 8"),
+        (tpu.plan, {"dtype": "float16"}, "TPUs computes in bfloat16 or float32, not float16"),
+        (tpu.plan, {"width": 192}, "multiple of 128 and tokens of at most 128 values, not 192"),
+        (tpu.plan, {"values": 256}, "of at most 128 values, not 1536 and 256"),
+        (gpu.plan, {"batch": 40}, "cannot put 40 samples of width 1280 on 132 multiprocessors"),
+        (
+            gpu.plan,
+            {"batch": 20, "tokens": 64, "dtype": "float32", "shared": gpu.shared_memory(8.9)},
+            "needs 128 KiB of shared memory for 20 samples of 64 tokens in float32, and .* 99;",
+        ),
+        (gpu.plan, {"tokens": 96}, "at most 64 tokens of a sample, not 96; use more AR steps"),
+        (gpu.plan, {"dtype": "float64"}, "computes in bfloat16, float16, float32, not float64"),
+        (gpu.plan, {"width": 96}, "width is a multiple of 64, not 96"),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_named_with_what_can(plan, changes, message):
+    known = ON_TPU if plan is tpu.plan else ON_GPU
+    with pytest.raises(NovaError, match=message) as error:
+        plan(**known | changes)
+    assert 'sampler "xla"' in str(error.value)
 
 
 def test_a_sampler_that_is_not_known_or_does_not_run_here_is_named():
@@ -206,15 +239,6 @@ def test_steps_are_split_where_their_modulations_are_large(head, kernel, limit, 
     np.testing.assert_allclose(split_rest.weights, rest.weights, rtol=1e-5)
 
 
-def test_a_gpu_has_all_programs_at_once():
-    assert gpu.plan(tokens=32, batch=1, width=1280, processors=108) == 16
-    assert gpu.plan(tokens=32, batch=20, width=1280, processors=132) == 256
-    with pytest.raises(NovaError, match="cannot put 40 samples of width 1280 on 132 multiproc"):
-        gpu.plan(tokens=32, batch=40, width=1280, processors=132)
-    with pytest.raises(NovaError, match="at most 64 tokens of a sample, not 96"):
-        gpu.plan(tokens=96, batch=1, width=1280, processors=132)
-
-
 def test_many_tokens_are_taken_in_parts(head):
     steps, guidance = FlowMatchingSchedule().sampling_steps(2), Guidance(2)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -223,8 +247,7 @@ def test_many_tokens_are_taken_in_parts(head):
 
     def run(head, sample):
         modulations = reference.modulate(head, features, jnp.asarray(steps.time))
-        valid = jnp.ones(128)
-        return sample(head, modulations, (x, None), steps, guidance, 2.0, valid, 0, None)[0]
+        return sample(Work(head, modulations, (x, None), steps, guidance, 2.0, jnp.ones(128)))[0]
 
     wanted = nnx.jit(lambda head: run(head, reference.sample))(head)
     got = nnx.jit(lambda head: run(head, functools.partial(gpu.sample, interpret=True)))(head)

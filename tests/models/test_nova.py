@@ -93,7 +93,7 @@ def test_padding_of_prompts_is_ignored_and_no_length_is_unconditional():
     assert bool(jnp.any(empty[0] != base))
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"unroll": 2}])
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 2}])
 def test_speed_options_do_not_change_values_or_gradients(options):
     latents, conditions, order = inputs()
 

@@ -4,6 +4,7 @@ Trajectories are checked against the PyTorch release in tests/parity.
 """
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from flax import nnx
 from small import make
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler import api, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
+from nova_jax.sampling import generate as module
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.generate import (
     GuidanceConfig,
@@ -178,3 +181,17 @@ def test_impossible_requests_are_named():
         generate(model, FlowMatchingSchedule(), conditions(1), frames=1, given=given, **options)
     with pytest.raises(NovaError, match="renorm 2"):
         GuidanceConfig(renorm=2.0)
+
+
+def test_what_the_kernel_cannot_do_is_said_before_programs_are_compiled(monkeypatch):
+    """A head of width 32, on a machine that the kernel of TPUs would run on."""
+    for part in (api, module):
+        monkeypatch.setattr(part, "choose", lambda implementation: "pallas")
+    monkeypatch.setitem(api._KERNELS, "cpu", tpu)
+    info = types.SimpleNamespace(vmem_capacity_bytes=2**27)
+    monkeypatch.setattr(tpu.pltpu, "get_tpu_info", lambda: info)
+    monkeypatch.setattr(module, "_begin_program", None)
+    config = dataclasses.replace(SAMPLING, sampler="pallas")
+    options = {"frames": 1, "config": config, "keys": jax.random.split(jax.random.key(0), 1)}
+    with pytest.raises(NovaError, match='width is a multiple of 128 .* not 32 .* sampler "xla"'):
+        generate(make(CONFIG), FlowMatchingSchedule(), conditions(1), **options)

@@ -1,18 +1,16 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.device import compute_capability
+from nova_jax.kernels.device import compute_capability, platform
 from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
-from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, State, Steps, Work
 from nova_jax.models.diffusion_head import DiffusionHead
 
 Implementation = Literal["auto", "xla", "pallas"]
@@ -23,22 +21,12 @@ _KERNELS: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
 MODULATION_BYTES = 2**28
 
 
-@dataclasses.dataclass(frozen=True)
-class _Chunk:
-    """Coefficients of some of the steps."""
-
-    time: Float[Array, "s"]
-    keep: Float[Array, "s"]
-    move: Float[Array, "s"]
-    spread: Float[Array, "s"]
-
-
 def choose(implementation: Implementation, backend: str | None = None) -> Literal["xla", "pallas"]:
     """The implementation that a name means.
 
     Args:
         implementation: "auto" or one that is named.
-        backend: "cpu", "gpu" or "tpu"; by default JAX's.
+        backend: "cpu", "gpu" or "tpu"; by default what is compiled for.
 
     Raises:
         NovaError: there is no such implementation, or not for this backend.
@@ -47,7 +35,7 @@ def choose(implementation: Implementation, backend: str | None = None) -> Litera
         raise NovaError(
             f"sampler {implementation!r} is not known; choose {', '.join(get_args(Implementation))}"
         )
-    backend = jax.default_backend() if backend is None else backend
+    backend = platform() if backend is None else backend
     if implementation == "pallas" and backend not in _KERNELS:
         raise NovaError(
             f'sampler "pallas" runs on GPUs and TPUs, this is {backend}; use "auto" or "xla"'
@@ -83,7 +71,7 @@ def sample(
             batch axis.
         state: the tokens as they are, float32, and what is outside the set; the latter with
             `guidance.renormalized` only.
-        steps: coefficients of the steps to run.
+        steps: coefficients of the steps to run, a pytree.
         guidance: how passes are combined.
         scale: g of guidance.
         count: tokens of the set; those from here on are padding, whatever they hold.
@@ -102,7 +90,7 @@ def sample(
     valid = (jnp.arange(width) < (width if count is None else count)).astype(jnp.float32)
     run: Callable[..., State] = reference.sample
     if choose(implementation) == "pallas":
-        kernel = _KERNELS[jax.default_backend()]
+        kernel = _KERNELS[platform()]
         run, width = kernel.sample, kernel.padded_tokens(tokens)
         features, noise = _padded(features, width), _padded(noise, width)
         state = (_padded(state[0], width), state[1])
@@ -113,21 +101,18 @@ def sample(
     most = max(1, MODULATION_BYTES // per_step)
     chunk = max(size for size in range(1, total + 1) if total % size == 0 and size <= most)
 
-    def part(state: State, index: Int[Array, ""], rows: tuple[Any, ...]) -> State:
-        *columns, noise = rows
-        steps = _Chunk(*columns)
-        modulations: Modulations = reference.modulate(head, features, steps.time)
-        at = first + index * chunk
-        return run(head, modulations, state, steps, guidance, scale, valid, at, noise)
+    parts = total // chunk
 
-    columns = [steps.time, steps.keep, steps.move, steps.spread]
-    rows = tuple(jnp.asarray(np.asarray(c).reshape(total // chunk, chunk)) for c in columns)
-    parts = None if noise is None else noise.reshape(total // chunk, chunk, *noise.shape[1:])
-    if chunk == total:
-        state = part(state, jnp.asarray(0), jax.tree.map(lambda a: a[0], (*rows, parts)))
-    else:
-        indexed = (jnp.arange(total // chunk), (*rows, parts))
-        state, _ = jax.lax.scan(lambda state, row: (part(state, *row), None), state, indexed)
+    def part(state: State, row: tuple[Any, ...]) -> tuple[State, None]:
+        index, steps, noise = row
+        modulations = reference.modulate(head, features, steps.time)
+        at = first + index * chunk
+        work = Work(head, modulations, state, steps, guidance, scale, valid, at, noise)
+        return run(work), None
+
+    split = lambda array: jnp.reshape(jnp.asarray(array), (parts, chunk, *array.shape[1:]))  # noqa: E731
+    rows = (jnp.arange(parts), *jax.tree.map(split, (steps, noise)))
+    state, _ = jax.lax.scan(part, state, rows)
     return state[0][:, :tokens], state[1]
 
 

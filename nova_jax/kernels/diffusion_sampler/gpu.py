@@ -26,16 +26,25 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.reference import Guidance, Modulations, State, Steps
-from nova_jax.models.diffusion_head import DiffusionHead
+from nova_jax.kernels.device import compute_capability
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, State, Work
 
 #: Fewest rows, columns and depth of a matrix product in Triton.
 SMALLEST = 16
 _MOST_TOKENS = 64  # of a sample; its rows are in the registers of one program
 _DEPTH = 64  # columns of the left side that are loaded at once
+_DTYPES = ("bfloat16", "float16", "float32")
+# KiB of shared memory that a program can have, by compute capability (CUDA's programming guide).
+_SHARED = {8.0: 163, 8.6: 99, 8.7: 163, 8.9: 99, 9.0: 227, 10.0: 227, 10.3: 227, 12.0: 99}
+
+
+def shared_memory(capability: float) -> int:
+    """Bytes of it for one program; of a GPU that is not known, the least there is."""
+    return 1024 * _SHARED.get(capability, min(_SHARED.values()))
 
 
 def padded_tokens(tokens: int) -> int:
@@ -45,59 +54,75 @@ def padded_tokens(tokens: int) -> int:
     return max(SMALLEST, pl.next_power_of_2(tokens))
 
 
-def plan(*, tokens: int, batch: int, width: int, processors: int) -> int:
+def plan(
+    *, tokens: int, batch: int, width: int, dtype: DTypeLike, processors: int, shared: int
+) -> int:
     """Columns of a program, c: the fewest with which all programs are on the GPU at once.
 
     Args:
         tokens, batch, width: n, B, D.
+        dtype: of the computation.
         processors: multiprocessors of the GPU.
+        shared: bytes of shared memory that a program can have.
 
     Raises:
         NovaError: it cannot be done.
     """
-    hint = 'sample fewer videos at a time, or use implementation="xla"'
+    if jnp.dtype(dtype).name not in _DTYPES:
+        raise NovaError(
+            f"the sampler's kernel for GPUs computes in {', '.join(_DTYPES)}, not "
+            f'{jnp.dtype(dtype)}; choose one of them, or sampler "xla"'
+        )
+    if width % _DEPTH and width not in (SMALLEST, 2 * SMALLEST):
+        raise NovaError(
+            f"the sampler's kernel for GPUs takes heads whose width is a multiple of {_DEPTH}, not "
+            f'{width}; choose sampler "xla"'
+        )
     if tokens > _MOST_TOKENS:
         raise NovaError(
             f"the sampler's kernel renormalizes at most {_MOST_TOKENS} tokens of a sample, not "
-            f'{tokens}; use more AR steps, or implementation="xla"'
+            f'{tokens}; use more AR steps, or sampler "xla"'
         )
-    columns = SMALLEST
-    while columns <= 256 and width % columns == 0:
-        if batch * (width // columns) <= processors:
-            return columns
-        columns *= 2
-    raise NovaError(
-        f"the sampler's kernel cannot put {batch} samples of width {width} on {processors} "
-        f"multiprocessors at once; {hint}"
-    )
+    hint = 'sample fewer videos at a time, or choose sampler "xla"'
+    sizes = [c for c in (16, 32, 64, 128, 256) if width % c == 0]
+    columns = next((c for c in sizes if batch * (width // c) <= processors), None)
+    if columns is None:
+        raise NovaError(
+            f"the sampler's kernel cannot put {batch} samples of width {width} on {processors} "
+            f"multiprocessors at once; {hint}"
+        )
+    # Of a product Triton keeps the weights there, and the sums when it lays them out anew. It was
+    # seen to ask for just this (128 KiB for 64 tokens, 256 columns, float32).
+    needed = columns * (_DEPTH * jnp.dtype(dtype).itemsize + tokens * 4)
+    if needed > shared:
+        raise NovaError(
+            f"the sampler's kernel needs {needed // 1024} KiB of shared memory for {batch} "
+            f"samples of {tokens} tokens in {jnp.dtype(dtype)}, and there are {shared // 1024}; "
+            f"{hint}"
+        )
+    return columns
 
 
 def sample(
-    head: DiffusionHead,
-    modulations: Modulations,
-    state: State,
-    steps: Steps,
-    guidance: Guidance,
-    scale: Float[Array, ""] | float,
-    valid: Float[Array, "n"],
-    first: Int[Array, ""] | int,
-    noise: Float[Array, "s b n p"] | None,
+    work: Work,
     *,
     processors: int | None = None,
+    shared: int | None = None,
     interpret: bool = False,
 ) -> State:
     """The same as `nova_jax.kernels.diffusion_sampler.reference.sample`, fused.
 
     Args:
-        head, modulations, state, steps, guidance, scale, valid, first, noise: as there; n is what
-            `padded_tokens` says.
-        processors: multiprocessors of the GPU; by default of this machine's.
+        work: n is what `padded_tokens` says.
+        processors, shared: multiprocessors of the GPU and bytes of shared memory of one; by
+            default of this machine's.
         interpret: run on any machine, for tests: one program a sample, as they run one by one.
 
     Raises:
-        NovaError: the tokens are too many.
+        NovaError: it cannot be done.
     """
-    x, outside = state
+    head, modulations, steps, guidance = work.head, work.modulations, work.steps, work.guidance
+    (x, outside), noise = work.state, work.noise
     whole_shape = x.shape
     if outside is None and x.shape[1] > _MOST_TOKENS:
         # Nothing ties the tokens of a sample together: parts of it are samples of their own.
@@ -110,7 +135,14 @@ def sample(
         columns = width
     else:
         processors = processors or jax.local_devices()[0].core_count
-        columns = plan(tokens=tokens, batch=batch, width=width, processors=processors)
+        columns = plan(
+            tokens=tokens,
+            batch=batch,
+            width=width,
+            dtype=dtype,
+            processors=processors,
+            shared=shared or shared_memory(compute_capability()),
+        )
     programs = width // columns
     slots = pl.next_power_of_2(programs)
     # A token's values as the depth and as the columns of products.
@@ -132,8 +164,8 @@ def sample(
         gram = jnp.pad(outside.gram, ((0, 0), (0, vectors - known), (0, vectors - known)))
     inputs = [
         rows,
-        jnp.stack([jnp.asarray(scale, jnp.float32), jnp.asarray(first, jnp.float32)]),
-        valid.astype(jnp.float32),
+        jnp.stack([jnp.asarray(work.scale, jnp.float32), jnp.asarray(work.first, jnp.float32)]),
+        work.valid.astype(jnp.float32),
         last(x),
         jnp.zeros((1,), jnp.float32) if noise is None else last(noise),
         weights,

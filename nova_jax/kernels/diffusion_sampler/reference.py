@@ -48,7 +48,7 @@ class Guidance:
 
 
 class Steps(Protocol):
-    """Coefficients of the S steps; see `nova_jax.sampling.schedules.SamplingSteps`."""
+    """Coefficients of some steps; see `nova_jax.sampling.schedules.SamplingSteps`, a pytree."""
 
     @property
     def time(self) -> Any: ...  # noqa: D102
@@ -92,6 +92,32 @@ class Modulations:
 
 
 State = tuple[Float[Array, "b n p"], Outside | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an implementation is asked for: to take a set of tokens through some steps.
+
+    Attributes:
+        head: the diffusion head; its modulations are taken from `modulations`.
+        modulations: for these steps.
+        state: the tokens of the set, and what is outside of it.
+        steps: these steps' coefficients.
+        guidance, scale: the rule and its g.
+        valid: 1 for tokens of the set, 0 for padding.
+        first: index of the first of these steps, for what is outside.
+        noise: of these steps; None where no step adds any.
+    """
+
+    head: DiffusionHead
+    modulations: Modulations
+    state: State
+    steps: Steps
+    guidance: Guidance
+    scale: Float[Array, ""] | float
+    valid: Float[Array, "n"]
+    first: Int[Array, ""] | int = 0
+    noise: Float[Array, "s b n p"] | None = None
 
 
 def modulate(
@@ -156,30 +182,9 @@ def update_outside(
     return dataclasses.replace(outside, weights=weights + spread * added[None])
 
 
-def sample(
-    head: DiffusionHead,
-    modulations: Modulations,
-    state: State,
-    steps: Steps,
-    guidance: Guidance,
-    scale: Float[Array, ""] | float,
-    valid: Float[Array, "n"],
-    first: Int[Array, ""] | int,
-    noise: Float[Array, "s b n p"] | None,
-) -> State:
-    """Runs steps; see `nova_jax.kernels.diffusion_sampler.api.sample`.
-
-    Args:
-        head: the diffusion head; its modulations are taken from `modulations`.
-        modulations: for these steps.
-        state: the tokens of the set, and what is outside of it.
-        steps: these steps' coefficients.
-        guidance, scale: the rule and its g.
-        valid: 1 for tokens of the set, 0 for padding.
-        first: index of the first of these steps, for what is outside.
-        noise: of these steps; None where no step adds any.
-    """
-    passes = guidance.passes
+def sample(work: Work) -> State:
+    """Runs steps; see `nova_jax.kernels.diffusion_sampler.api.sample`."""
+    head, modulations, steps, guidance = work.head, work.modulations, work.steps, work.guidance
 
     def body(state: State, row: tuple[Array, ...]) -> tuple[State, None]:
         (x, outside), (index, keep, move, spread) = state, row
@@ -187,19 +192,21 @@ def sample(
             jax.lax.dynamic_index_in_dim(array, index, axis, keepdims=False)
         )
         prediction = head.denoise(
-            x, passes, at_step(modulations.blocks, 1), at_step(modulations.final, 0)
+            x, guidance.passes, at_step(modulations.blocks, 1), at_step(modulations.final, 0)
         )
-        prediction = rearrange(prediction.astype(jnp.float32), "(g b) n p -> g b n p", g=passes)
+        prediction = rearrange(
+            prediction.astype(jnp.float32), "(g b) n p -> g b n p", g=guidance.passes
+        )
         norm2 = None if outside is None else outside.norm2
-        guided, factor = combine(prediction, scale, guidance, valid, norm2)
+        guided, factor = combine(prediction, work.scale, guidance, work.valid, norm2)
         x = keep * x + move * guided
-        if noise is not None:
-            x = x + spread * at_step(noise, 0)
+        if work.noise is not None:
+            x = x + spread * at_step(work.noise, 0)
         if outside is not None:
-            outside = update_outside(outside, factor, first + index, keep, move, spread)
+            outside = update_outside(outside, factor, work.first + index, keep, move, spread)
         return (x, outside), None
 
     count = modulations.final.shape[0]
     columns = tuple(jnp.asarray(column) for column in (steps.keep, steps.move, steps.spread))
-    state, _ = jax.lax.scan(body, state, (jnp.arange(count), *columns))
+    state, _ = jax.lax.scan(body, work.state, (jnp.arange(count), *columns))
     return state

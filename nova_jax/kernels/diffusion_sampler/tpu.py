@@ -19,21 +19,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.reference import (
-    Guidance,
-    Modulations,
-    State,
-    Steps,
-)
-from nova_jax.models.diffusion_head import DiffusionHead
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, State, Work
 
 LANES = 128
 # Rows of a bfloat16 tile.
 SUBLANES = 16
 _LARGEST_TILE = 128  # rows
+_DTYPES = ("bfloat16", "float32")  # Mosaic has no float16
 
 
 def padded_tokens(tokens: int) -> int:
@@ -66,7 +62,8 @@ def plan(
     passes: int,
     width: int,
     depth: int,
-    itemsize: int,
+    values: int,
+    dtype: DTypeLike,
     noise: bool,
     vmem: int,
     divisible: bool = True,
@@ -75,15 +72,26 @@ def plan(
 
     Args:
         rows: R.
-        passes, width, depth: G, D and L.
-        itemsize: bytes of a weight.
+        passes, width, depth, values: G, D, L and P before padding.
+        dtype: of the computation.
         noise: steps add noise.
         vmem: bytes of VMEM.
         divisible: rows may be taken in groups: their norms do not matter to each other.
 
     Raises:
-        NovaError: it does not fit.
+        NovaError: it cannot be done, or does not fit.
     """
+    if jnp.dtype(dtype).name not in _DTYPES:
+        raise NovaError(
+            f"the sampler's kernel for TPUs computes in {' or '.join(_DTYPES)}, not "
+            f'{jnp.dtype(dtype)}; choose one of them, or sampler "xla"'
+        )
+    if width % LANES or values > LANES:
+        raise NovaError(
+            f"the sampler's kernel for TPUs takes heads whose width is a multiple of {LANES} and "
+            f'tokens of at most {LANES} values, not {width} and {values}; choose sampler "xla"'
+        )
+    itemsize = jnp.dtype(dtype).itemsize
     block = 2 * width * width * itemsize
     needed = 0
 
@@ -110,37 +118,24 @@ def plan(
         return Plan(1 if not divisible else units, SUBLANES, False, 1, needed)
     raise NovaError(
         f"the sampler's kernel needs {needed / 2**20:.0f} MiB of VMEM for {rows} tokens of width "
-        f"{width}, and there are {vmem / 2**20:.0f}; sample fewer videos at a time, or use "
-        'implementation="xla"'
+        f"{width}, and there are {vmem / 2**20:.0f}; sample fewer videos at a time, or choose "
+        'sampler "xla"'
     )
 
 
-def sample(
-    head: DiffusionHead,
-    modulations: Modulations,
-    state: State,
-    steps: Steps,
-    guidance: Guidance,
-    scale: Float[Array, ""] | float,
-    valid: Float[Array, "n"],
-    first: Int[Array, ""] | int,
-    noise: Float[Array, "s b n p"] | None,
-    *,
-    vmem: int | None = None,
-    interpret: bool = False,
-) -> State:
+def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> State:
     """The same as `nova_jax.kernels.diffusion_sampler.reference.sample`, fused.
 
     Args:
-        head, modulations, state, steps, guidance, scale, valid, first, noise: as there; n is what
-            `padded_tokens` says.
+        work: n is what `padded_tokens` says.
         vmem: bytes of VMEM; by default what this machine's TPU has.
         interpret: run on any machine, for tests.
 
     Raises:
-        NovaError: it does not fit VMEM.
+        NovaError: it cannot be done.
     """
-    x, outside = state
+    head, modulations, steps, guidance = work.head, work.modulations, work.steps, work.guidance
+    (x, outside), noise = work.state, work.noise
     batch, tokens, values = x.shape
     rows, passes = batch * tokens, guidance.passes
     depth, width, dtype = head.depth, head.width, modulations.final.dtype
@@ -153,7 +148,8 @@ def sample(
         passes=passes,
         width=width,
         depth=depth,
-        itemsize=dtype.itemsize,
+        values=values,
+        dtype=dtype,
         noise=noise is not None,
         vmem=int(0.9 * vmem),
         divisible=outside is None,
@@ -184,7 +180,7 @@ def sample(
     inputs: list[tuple[Array, pl.BlockSpec]] = [
         (coefficients, pl.BlockSpec(memory_space=pltpu.SMEM)),
         (
-            jnp.stack([jnp.asarray(scale, jnp.float32), jnp.asarray(first, jnp.float32)]),
+            jnp.stack([jnp.asarray(work.scale, jnp.float32), jnp.asarray(work.first, jnp.float32)]),
             pl.BlockSpec(memory_space=pltpu.SMEM),
         ),
         (lanes(x.reshape(rows, values)), of_group),
@@ -223,11 +219,11 @@ def sample(
     if outside is not None:
         if batch > LANES or outside.weights.shape[1] > LANES:
             raise NovaError(
-                f"the sampler's kernel renormalizes at most {LANES} samples and noisy steps; use "
-                'implementation="xla"'
+                f"the sampler's kernel renormalizes at most {LANES} samples and noisy steps; "
+                'choose sampler "xla"'
             )
         member = jax.nn.one_hot(jnp.arange(rows) // tokens, LANES)
-        member = jnp.where(jnp.tile(valid, batch)[:, None] > 0, member, 0.0)
+        member = jnp.where(jnp.tile(work.valid, batch)[:, None] > 0, member, 0.0)
         vectors = lanes(lanes(outside.gram), 1)
         inputs += [
             (member, whole(rows, LANES)),

@@ -1,0 +1,20 @@
+"""Diffusion heads by flags, alone: what the benchmarks of the sampler share."""
+
+from absl import flags
+
+from nova_jax.models import NovaConfig
+
+HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion heads.")
+BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
+
+
+def config_of_head(size: str) -> NovaConfig:
+    """A model of 480x768 pixels with this head, whose other stages do not matter."""
+    return NovaConfig(
+        latent_size=(60, 96),
+        temporal_encoder="vit_d1w1024",
+        spatial_decoder="vit_d2w1024",
+        diffusion_head=size,
+        text_dim=2560,
+        text_length=256,
+    )
