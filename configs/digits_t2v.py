@@ -48,6 +48,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     # Clips of real handwritten digits.
     config.dataset = dict(
+        type="digits",
         size=(24, 24),
         frames=4,
         fps=4.0,
@@ -83,11 +84,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.ema = dict(decay=0.998, every=1, warmup=True)
     config.loss_repeat = 1
     config.dtype = "float32"
-    config.remat = False
+    config.remat = "none"
     config.unroll = 4
-    # All local devices split the batch, unless some split the parameters (fsdp) or layers (tensor).
-    config.fsdp = 1
-    config.tensor = 1
+    # All devices split the batch, unless some split parameters (fsdp), frames and long sequences
+    # (context) or layers (tensor).
+    config.mesh = dict(fsdp=1, context=1, tensor=1)
 
     config.checkpoint = dict(every=1000, keep_latest=2, keep_best=1)
     config.logging = dict(every=20, tensorboard=True, wandb_project=config_dict.placeholder(str))

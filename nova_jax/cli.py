@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,13 @@ def run(main: Callable[..., None], *, arguments: str | None = None) -> None:
       arguments: What the positional arguments are called in messages ("DIR"); None if the command
         takes none, and then any that is given is an error.
     """
-    sys.exit(_status(main, arguments))
+    status = _status(main, arguments)
+    if status and jax.distributed.is_initialized():
+        # The usual way out waits for the other processes of a run, and they wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _status(main: Callable[..., None], arguments: str | None) -> int:
@@ -49,7 +56,8 @@ def _status(main: Callable[..., None], arguments: str | None) -> int:
         return 130
     except Exception as error:
         if (reason := _storage_error(error)) is None:
-            raise
+            traceback.print_exc()
+            return 1
         return _complain(reason)
     return 0
 

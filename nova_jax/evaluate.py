@@ -45,6 +45,8 @@ def main() -> None:
     pipeline = NovaPipeline.from_checkpoint(CHECKPOINT.value, which=WHICH.value)
     if CONFIG.value is not None:
         recipe = TrainConfig.from_dict(CONFIG.value.to_dict())
+        if not isinstance(recipe.dataset, DigitsConfig):
+            raise NovaError(f"config.dataset is {recipe.dataset.type}; only digits can be judged")
         dataset, pipeline.sampling = recipe.dataset, recipe.sampling
     else:
         saved = read_config(Path(CHECKPOINT.value))

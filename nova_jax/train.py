@@ -1,7 +1,9 @@
 """Trains a model: ``python -m nova_jax.train --config=FILE --workdir=DIR [--config.key=value]``.
 
 The same command goes on with a run that was stopped. ``--preview`` trains nothing and writes
-pictures of what training would see.
+pictures of what training would see. On many hosts every one runs the same command, with
+``--coordinator``, ``--num_processes`` and ``--process_id`` where they cannot find each other (see
+docs/clusters.md).
 """
 
 from __future__ import annotations
@@ -9,12 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from nova_jax import cli
-from nova_jax.data.digits import DigitsSource
-from nova_jax.data.pipeline import make_iterator
 from nova_jax.data.preview import write_preview
+from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import build_parts, train
@@ -24,6 +26,19 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; a stopped run goes on there.")
 PREVIEW = flags.DEFINE_bool("preview", False, "Only write preview.png and .mp4 to --workdir.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Of a run of several processes: HOST:PORT of process 0, or auto where JAX can find it.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
+COORDINATOR_TIMEOUT = flags.DEFINE_integer(
+    "coordinator_timeout", 300, "Seconds until all processes must have come together."
+)
+LOST_AFTER = flags.DEFINE_integer(
+    "lost_after", 100, "Seconds without a sign of life after which a process counts as lost."
+)
 
 
 def main() -> None:
@@ -32,28 +47,44 @@ def main() -> None:
         raise NovaError("--config is missing; give a recipe, such as configs/digits_t2v.py")
     if not WORKDIR.value:
         raise NovaError("--workdir is missing; name a directory for the results")
-    logging.set_verbosity(logging.ERROR)  # Orbax explains itself at length
-    config, workdir = TrainConfig.from_dict(CONFIG.value.to_dict()), Path(WORKDIR.value)
+    logging.set_verbosity(logging.FATAL)  # Orbax explains itself at length, and raises its errors
+    config, workdir = TrainConfig.from_dict(CONFIG.value.to_dict()), epath.Path(WORKDIR.value)
     if PREVIEW.value:
-        preview(config, workdir)
+        preview(config, Path(workdir))
         return
 
+    multihost.join(
+        COORDINATOR.value,
+        NUM_PROCESSES.value,
+        PROCESS_ID.value,
+        timeout=COORDINATOR_TIMEOUT.value,
+        lost_after=LOST_AFTER.value,
+    )
     result = train(config, workdir)
+    if not multihost.is_first():
+        return
     print(f"{result.step} of {config.steps} steps done, {result.seconds:.0f} s, in {workdir}")
+    for name, value in result.speed.items():
+        print(f"  {name:18} {value:.4g}")
+    if result.skipped:
+        print(f"{result.skipped} steps were skipped: their loss or gradients were not finite")
     if not result.finished:
         print("Stopped; the same command goes on from here.")
         return
     print(f"Parameters: {result.parameters:,}")
-    print(*(f"  {name:16} {value:.4f}" for name, value in result.evaluation.items()), sep="\n")
-    print(f"Next: python -m nova_jax.generate --checkpoint={workdir / 'model'} --prompt=...")
+    print(*(f"  {name:18} {value:.4f}" for name, value in result.evaluation.items()), sep="\n")
+    if config.codec is None:
+        print(f"Next: python -m nova_jax.convert {workdir} OUT --parts=RELEASED_MODEL")
+    else:
+        print(f"Next: python -m nova_jax.generate --checkpoint={workdir / 'model'} --prompt=...")
 
 
 def preview(config: TrainConfig, out_dir: Path) -> None:
     """Writes a contact sheet and a video of the first training batches."""
-    parts = build_parts(config)
-    encode = parts.encode(keep_captions=True)
-    batches = make_iterator(DigitsSource(config.dataset), config.data, encode)
-    print(*write_preview(batches, parts.codec, out_dir), sep="\n")
+    parts = build_parts(config, keep_captions=True)
+    if parts.codec is None:
+        raise NovaError("config.codec is missing; a preview needs it to turn latents into pixels")
+    print(*write_preview(parts.dataset.batches(config.data), parts.codec, out_dir), sep="\n")
 
 
 if __name__ == "__main__":

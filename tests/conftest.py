@@ -34,6 +34,14 @@ SAMPLING = dict(num_inference_steps=2, num_diffusion_steps=3, guidance=dict(scal
 OPTIONS = {"network": "downloads from the Internet", "slow": "takes minutes"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What one process has compiled the others read, and later runs too."""
+    if getattr(config, "cache", None) is not None:
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     for name, reason in OPTIONS.items():
         parser.addoption(f"--{name}", action="store_true", help=f"also run what {reason}")

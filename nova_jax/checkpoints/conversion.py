@@ -27,7 +27,7 @@ from nova_jax.checkpoints.diffusers import (
     schedule_from_released,
     schedule_to_released,
 )
-from nova_jax.checkpoints.native import load_model, save_model, write_checksums
+from nova_jax.checkpoints.native import load_trained, save_model, write_checksums
 from nova_jax.checkpoints.parts import RELEASED, released_source
 from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
 from nova_jax.errors import NovaError
@@ -99,12 +99,13 @@ def native_to_released(
             the released layout does not know.
     """
     _check_new(out)
-    loaded = load_model(source, which=which, checkpoint=checkpoint)
+    loaded = load_trained(source, which=which, checkpoint=checkpoint)
     config = loaded.config
-    origin = parts or released_source(config["codec"], Path(source).absolute())
+    codec = config.get("codec") or {"type": "none"}
+    origin = parts or released_source(codec, Path(source).absolute())
     if origin is None:
         raise NovaError(
-            f"{source} was trained with codec {config['codec'].get('type')!r}, which the released "
+            f"{source} was trained with codec {codec.get('type')!r}, which the released "
             "layout does not know; give --parts=MODEL, a released model with a fitting autoencoder"
         )
     base = resolve(origin)

@@ -180,10 +180,14 @@ _AUTOENCODERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, part: str = "*") -> Path:
     """The local directory of a model: itself, or a download of what has this id on the hub.
 
     The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold.
+
+    Args:
+        source: the directory or the id.
+        part: subdirectory whose weights are needed, such as "transformer"; by default all.
 
     Raises:
         NovaError: there is no such directory, or the id cannot be downloaded.
@@ -196,9 +200,9 @@ def resolve(source: str | Path) -> Path:
         raise NovaError(f"{name} is not a directory, and not an id on the hub (OWNER/NAME)")
     files = ["*.json", "*/*.json", "tokenizer/*"]
     try:
-        found = Path(snapshot_download(name, allow_patterns=[*files, "*/*.safetensors"]))
+        found = Path(snapshot_download(name, allow_patterns=[*files, f"{part}/*.safetensors"]))
         if not any(found.glob("transformer/*.safetensors")):
-            found = Path(snapshot_download(name, allow_patterns=[*files, "*/*.bin"]))
+            found = Path(snapshot_download(name, allow_patterns=[*files, f"{part}/*.bin"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NovaError(
@@ -207,6 +211,11 @@ def resolve(source: str | Path) -> Path:
             "then give DIR"
         ) from error
     return found
+
+
+def read_model_config(directory: Path) -> NovaConfig:
+    """What the transformer of a directory in the released layout is; see `config_from_released`."""
+    return config_from_released(read_json(directory / "transformer" / "config.json"))
 
 
 def load_transformer(
@@ -229,7 +238,7 @@ def load_transformer(
         NovaError: naming what is missing, unknown, damaged or of another shape.
     """
     directory = Path(directory)
-    config = config_from_released(read_json(directory / "transformer" / "config.json"))
+    config = read_model_config(directory)
     schedule = schedule_from_released(read_json(directory / "scheduler" / "scheduler_config.json"))
     model = nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0), dtype=dtype))
     _set_dtype(model, param_dtype)

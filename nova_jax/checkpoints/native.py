@@ -10,10 +10,11 @@ A model directory is what `generate` and `evaluate` read and what ships in the p
 A training run keeps resumable checkpoints in its work directory:
 
     config.json        the resolved config of the run, a superset of a model's
-    checkpoints/STEP/  params, frozen, ema, optimizer (Orbax), data (Grain), checksums.json
+    checkpoints/STEP/  params, frozen, ema, optimizer, data (position), checksums.json
 
 Orbax reads some damaged files without complaint, hence the checksums: whatever is not exactly as
-it was written is refused before Orbax sees it.
+it was written is refused before Orbax sees it. A run whose newest checkpoint is damaged goes on
+from the one before; the damaged one stays, as checkpoints/STEP.damaged.
 """
 
 from __future__ import annotations
@@ -21,26 +22,32 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import logging
 import os
+import pathlib
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils.epath import Path
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
+from nova_jax.distributed import multihost
+from nova_jax.distributed.mesh import parameter_shardings, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
+from nova_jax.models.lora import LoraConfig, apply_adapters
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 
@@ -59,6 +66,8 @@ MODEL_KEYS = (
 _CONFIG, _CHECKSUMS = "config.json", "checksums.json"
 _PARAMS, _CHECKPOINTS = "params", "checkpoints"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedModel:
@@ -67,15 +76,15 @@ class LoadedModel:
     Attributes:
         model: the transformer with its parameters, float32.
         schedule: the noise schedule it was trained with.
-        codec: pixels to latents and back.
-        text_encoder: prompts to features; None for a class-conditional model.
+        codec: pixels to latents and back; None if it was trained on latents and none was named.
+        text_encoder: prompts to features; None for a class-conditional model, or as `codec`.
         config: config.json as it stands.
         step: training steps behind it.
     """
 
     model: Nova
     schedule: Schedule
-    codec: VideoCodec
+    codec: VideoCodec | None
     text_encoder: TextEncoder | None
     config: dict[str, Any]
     step: int
@@ -104,21 +113,33 @@ def save_model(
     Raises:
         NovaError: if something else is at `directory`, or the disk is full.
     """
-    directory = Path(directory).absolute()
-    if directory.exists() and any(directory.iterdir()) and not (directory / _PARAMS).exists():
-        raise NovaError(f"{directory} exists and is no model directory; choose another place")
+    directory = _absolute(directory)
+    params = directory / _PARAMS
     stored = {name: value.astype(dtype or value.dtype) for name, value in variables.items()}
     described = FORMAT | {"step": step} | {key: config[key] for key in MODEL_KEYS if key in config}
-    with _storage_errors(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        _check_space(directory, stored)
-        params = directory / _PARAMS
-        if params.exists():
-            shutil.rmtree(params)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(params, stored)
-        write_checksums(directory)
-        write_config(directory, described)
+
+    def prepare() -> None:
+        there = sorted(path.name for path in directory.iterdir()) if directory.exists() else []
+        # A process that was killed while it saved leaves these, or some of them.
+        ours = (_PARAMS, _CONFIG, _CHECKSUMS)
+        if _PARAMS not in there and not all(name.startswith(ours) for name in there):
+            raise NovaError(f"{directory} exists and is no model directory; choose another place")
+        with _storage_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            _check_space(directory, stored)
+            for name in there:
+                if name.startswith(_PARAMS):
+                    (directory / name).rmtree()
+
+    def finish() -> None:
+        with _storage_errors(directory):
+            write_checksums(directory)
+            write_config(directory, described)
+
+    multihost.on_first(prepare)
+    with _storage_errors(directory), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(params, stored)
+    multihost.on_first(finish)
 
 
 def load_model(
@@ -140,7 +161,65 @@ def load_model(
     Raises:
         NovaError: if there is no checkpoint, it is not one of this project, or it is damaged.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
+    transformer = load_trained(directory, which=which, checkpoint=checkpoint, dtype=dtype)
+    config = transformer.config
+    with _config_errors(directory):
+        codec, encoder = config.get("codec"), config.get("text_encoder")
+        base = pathlib.Path(directory)
+        codec = None if codec is None else codec_from_dict(codec, base)
+        text_encoder = None if encoder is None else text_encoder_from_dict(encoder, base)
+    return LoadedModel(
+        model=transformer.model,
+        schedule=transformer.schedule,
+        codec=codec,
+        text_encoder=text_encoder,
+        config=config,
+        step=transformer.step,
+    )
+
+
+def read_model_config(directory: str | os.PathLike[str]) -> NovaConfig:
+    """What the transformer of a model directory or a work directory is.
+
+    Raises:
+        NovaError: if config.json is missing, damaged, or of something else.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    with _config_errors(directory):
+        return NovaConfig.from_dict(config["model"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedTransformer:
+    """The part of a `LoadedModel` that was trained; its attributes are those."""
+
+    model: Nova
+    schedule: Schedule
+    config: dict[str, Any]
+    step: int
+
+
+def load_trained(
+    directory: str | os.PathLike[str],
+    *,
+    which: Literal["ema", "raw"] = "ema",
+    checkpoint: Literal["latest", "best"] | int = "latest",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+) -> LoadedTransformer:
+    """Loads what `load_model` does, without the codec and the text encoder.
+
+    Args:
+        directory, which, checkpoint, dtype: see `load_model`.
+        mesh: devices that parameters are put on, as `nova_jax.distributed.mesh` says; by default
+            all on the first.
+
+    Raises:
+        NovaError: see `load_model`.
+    """
+    directory = _absolute(directory)
     config = read_config(directory)
     if (directory / _PARAMS).is_dir():
         source, trees, step = directory, [_PARAMS], config.get("step", 0)
@@ -148,27 +227,31 @@ def load_model(
         source = _choose_checkpoint(directory, checkpoint)
         trees, step = ["frozen", "ema" if which == "ema" else "params"], int(source.name)
     verify_checksums(source)
-    variables: dict[str, jax.Array] = {}
-    for tree in trees:
-        variables |= flatten_dict(_restore(source / tree), sep=".")
-
     with _config_errors(directory):
         model_config = NovaConfig.from_dict(config["model"])
         schedule = schedule_from_dict(config["schedule"])
-        codec = codec_from_dict(config["codec"], directory)
-        encoder = config.get("text_encoder")
-        text_encoder = None if encoder is None else text_encoder_from_dict(encoder, directory)
-
+        lora = None if source == directory else config.get("lora")
+        scale = None if lora is None else LoraConfig(**lora).scale
     abstract = nnx.eval_shape(lambda: Nova(model_config, rngs=nnx.Rngs(0), dtype=dtype))
+    shardings = {} if mesh is None else parameter_shardings(abstract, mesh)
+
+    # Adapters, which the model knows nothing of, have a copy on every device.
+    default = SingleDeviceSharding(jax.devices()[0]) if mesh is None else replicated(mesh)
+    variables: dict[str, jax.Array] = {}
+    for tree in trees:
+        restored = flatten_dict(_restore(source / tree, shardings, default), sep=".")
+        if scale is None or tree == "frozen":
+            variables |= restored
+        else:
+            variables = apply_adapters(variables, restored, scale)
+
     graphdef, state = nnx.split(abstract)
     expected = flatten_dict(nnx.to_pure_dict(state), sep=".")
     _check_fit(source, {k: v.shape for k, v in variables.items()}, expected)
     values = {name: jnp.asarray(value, expected[name].dtype) for name, value in variables.items()}
-    return LoadedModel(
+    return LoadedTransformer(
         model=nnx.merge(graphdef, unflatten_dict(values, sep=".")),
         schedule=schedule,
-        codec=codec,
-        text_encoder=text_encoder,
         config=config,
         step=step,
     )
@@ -189,7 +272,7 @@ class RunCheckpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, keep_latest: int, keep_best: int):
-        self.directory = Path(workdir).absolute() / _CHECKPOINTS
+        self.directory = _absolute(workdir) / _CHECKPOINTS
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: -metrics["loss"],
             preservation_policy=preservation_policy.AnyPreservationPolicy(
@@ -205,14 +288,9 @@ class RunCheckpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             cleanup_tmp_directories=True,
         )
-        for step in _steps(self.directory):
-            _evaluation_loss(step)  # names the file if it is damaged; Orbax would not
+        multihost.on_first(self._check_losses)
         with _storage_errors(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
-
-    def latest_step(self) -> int | None:
-        """Steps done at the newest checkpoint; None where there is none."""
-        return self._manager.latest_step()
 
     def save(
         self,
@@ -236,7 +314,7 @@ class RunCheckpoints:
         with _storage_errors(self.directory):
             self._manager.save(
                 step,
-                args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(data), **items),
+                args=ocp.args.Composite(data=ocp.args.JsonSave(data.get_state()), **items),
                 metrics=None if loss is None else {"loss": loss},
             )
 
@@ -256,13 +334,72 @@ class RunCheckpoints:
         self.wait()  # it may be the one that is still being written
         source = self.directory / str(step)
         verify_checksums(source)
+        return self._read(source, trees, data)
+
+    def restore_newest(
+        self, trees: Mapping[str, Any], data: grain.DatasetIterator
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Reads the newest checkpoint back that is whole, and puts `data` at its position.
+
+        First waits for the one that is still being written. Then, from the newest down, a
+        checkpoint whose files are not what was written is named in a warning and renamed to
+        ``STEP.damaged``, where nothing looks at it again, and the one before it is tried. What is
+        whole and does not fit `trees` is an error: that is no damage.
+
+        Args:
+            trees: pytrees of arrays that say structure, types and sharding; their values are not
+                used and may be donated already.
+            data: an iterator over the same data, at any position.
+
+        Returns:
+            Steps done, and the trees; None, with `data` where it was, if there is no checkpoint.
+
+        Raises:
+            NovaError: if there are checkpoints and every one of them is damaged.
+        """
+        self.wait()
+        newest = multihost.on_first(self._newest_whole)
+        self._manager.reload()
+        if newest is None:
+            return None
+        return newest, self._read(self.directory / str(newest), trees, data)
+
+    def _check_losses(self) -> None:
+        """Sets checkpoints aside whose evaluation loss Orbax would fail to read at its start."""
+        for checkpoint in _steps(self.directory):
+            try:
+                _evaluation_loss(checkpoint)
+            except NovaError as error:
+                _set_aside(checkpoint, error)
+
+    def _newest_whole(self) -> int | None:
+        """Step of the newest checkpoint that is whole, with those after it set aside."""
+        checkpoints = _steps(self.directory)
+        for checkpoint in reversed(checkpoints):
+            try:
+                verify_checksums(checkpoint)
+            except NovaError as error:
+                _set_aside(checkpoint, error)
+            else:
+                return int(checkpoint.name)
+        if checkpoints:
+            raise NovaError(
+                f"every checkpoint in {self.directory} is damaged; restore one from a copy, "
+                "or choose another --workdir to start anew"
+            )
+        return None
+
+    def _read(
+        self, source: Path, trees: Mapping[str, Any], data: grain.DatasetIterator
+    ) -> dict[str, Any]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(trees))
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         with _damage(source):
             restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(data), **items),
+                int(source.name),
+                args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items),
             )
+        data.set_state(restored["data"])
         return {name: restored[name] for name in trees}
 
     def wait(self) -> None:
@@ -279,11 +416,24 @@ class RunCheckpoints:
         with _storage_errors(self.directory):
             self._manager.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Among several processes an error is the end: the others do not come to finish a write.
+        if error is None or jax.process_count() == 1:
+            self.close()
+
     def _seal(self) -> None:
         """Called when a checkpoint is written and does not have its final name yet."""
         for checkpoint in self.directory.iterdir():
-            if not (checkpoint / _CHECKSUMS).exists():
+            if ocp.path.step.is_tmp_checkpoint(checkpoint):
                 write_checksums(checkpoint)
+
+
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run has left something in its work directory to go on from."""
+    return bool(_steps(Path(workdir) / _CHECKPOINTS))
 
 
 def claim_workdir(
@@ -299,7 +449,7 @@ def claim_workdir(
     Raises:
         NovaError: if it holds a run of another config; nothing is changed then.
     """
-    workdir = Path(workdir).absolute()
+    workdir = _absolute(workdir)
     config = json.loads(json.dumps(FORMAT | dict(config)))
     if (workdir / _CONFIG).exists():
         old, new = (flatten_dict(c, sep=".") for c in (read_config(workdir), config))
@@ -325,12 +475,13 @@ def claim_workdir(
 # ---- config.json and checksums.json ------------------------------------------------------------
 
 
-def read_config(directory: Path) -> dict[str, Any]:
+def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads ``directory/config.json``.
 
     Raises:
         NovaError: if it is missing, damaged, or of something else.
     """
+    directory = Path(directory)
     file = directory / _CONFIG
     if not file.is_file():
         problem = "has no config.json" if directory.is_dir() else "is not a directory"
@@ -352,32 +503,44 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+def write_config(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Writes ``directory/config.json``, whole or not at all."""
+    directory = Path(directory)
     partial = directory / f"{_CONFIG}.partial"
     partial.write_text(json.dumps(config, indent=2) + "\n")
     partial.replace(directory / _CONFIG)
 
 
-def write_checksums(directory: Path) -> None:
+def write_checksums(directory: str | os.PathLike[str]) -> None:
     """Records what every file in a subdirectory of `directory` holds.
 
     Files of `directory` itself may change: config.json by hand, Orbax's own by Orbax.
     """
-    files = sorted(file for file in directory.glob("*/**/*") if file.is_file())
+    directory = Path(directory)
+    folders = [path for path in directory.iterdir() if path.is_dir()]
+    files = sorted(file for folder in folders for file in _files(folder))
     table = {str(file.relative_to(directory)): _checksum(file) for file in files}
     partial = directory / f"{_CHECKSUMS}.partial"
     partial.write_text(json.dumps(table, indent=1) + "\n")
     partial.replace(directory / _CHECKSUMS)
 
 
-def verify_checksums(directory: Path) -> None:
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def verify_checksums(directory: str | os.PathLike[str]) -> None:
     """Compares the files of a checkpoint with what was written.
 
     Raises:
         NovaError: naming the first file that is missing, cut short or changed.
     """
-    remedy = "restore it from a copy, or delete this checkpoint to use the one before it"
+    directory = Path(directory)
+    remedy = "restore it from a copy"
     listing = directory / _CHECKSUMS
     try:
         table = json.loads(listing.read_text())
@@ -392,20 +555,36 @@ def verify_checksums(directory: Path) -> None:
 
 
 def _checksum(file: Path) -> list[int]:
-    crc = 0
+    size = crc = 0
     with file.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            crc = zlib.crc32(chunk, crc)
-    return [file.stat().st_size, crc]
+        while chunk := cast(bytes, stream.read(1 << 20)):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
 
 
 # ---- Helpers -----------------------------------------------------------------------------------
 
 
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """A path that does not depend on the working directory; gs:// and s3:// never do."""
+    path = Path(path)
+    return path if path.is_absolute() else path.absolute()
+
+
 def _steps(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; Orbax gives unfinished ones another name."""
+    """Complete checkpoints, oldest first; unfinished ones have another name, or a mark in gs://."""
     found = directory.iterdir() if directory.is_dir() else ()
-    return sorted((path for path in found if path.name.isdigit()), key=lambda path: int(path.name))
+    complete = (p for p in found if p.name.isdigit() and not ocp.path.step.is_tmp_checkpoint(p))
+    return sorted(complete, key=lambda path: int(path.name))
+
+
+def _set_aside(checkpoint: Path, damage: NovaError) -> None:
+    """Renames a damaged checkpoint so that nobody takes it for one; says so in a warning."""
+    place = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    while place.exists():
+        place = place.with_name(f"{place.name}+")
+    checkpoint.rename(place)
+    logger.warning("%s; set aside as %s, going on from the one before", damage, place)
 
 
 def _choose_checkpoint(workdir: Path, checkpoint: Literal["latest", "best"] | int) -> Path:
@@ -432,15 +611,18 @@ def _evaluation_loss(checkpoint: Path) -> float | None:
         return json.loads(file.read_text())["loss"] if file.exists() else None
 
 
-def _restore(directory: Path) -> dict[str, Any]:
-    """A tree of arrays as it was saved, on the first device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def _restore(
+    directory: Path, shardings: Mapping[str, Sharding], default: Sharding
+) -> dict[str, Any]:
+    """A tree of arrays as it was saved, each where its dotted path says."""
     with _damage(directory), ocp.StandardCheckpointer() as checkpointer:
         saved = checkpointer.metadata(directory).item_metadata.tree
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved
-        )
-        return checkpointer.restore(directory, abstract)
+
+        def abstract(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            sharding = shardings.get(".".join(entry.key for entry in path), default)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return checkpointer.restore(directory, jax.tree.map_with_path(abstract, saved))
 
 
 def _check_fit(
@@ -459,6 +641,8 @@ def _check_fit(
 
 def _check_space(directory: Path, arrays: Any) -> None:
     """A full disk is best found before Orbax's threads find it, each with a traceback."""
+    if "://" in str(directory):
+        return
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
     if (free := shutil.disk_usage(directory).free) < needed:
         raise NovaError(

@@ -48,6 +48,15 @@ class AutoencoderCodec:
         self._placed: dict[NamedSharding | None, nnx.State] = {None: self._state}
 
     @property
+    def network(self) -> Autoencoder:
+        """The autoencoder, with its parameters."""
+        return nnx.merge(self._graph, self._state)
+
+    def with_network(self, network: Autoencoder) -> AutoencoderCodec:
+        """The same with other parameters, such as the arguments of a program."""
+        return AutoencoderCodec(network, scale=self._scale, shift=self._shift)
+
+    @property
     def latent_channels(self) -> int:
         """C."""
         return self._facts.latent_channels
@@ -56,6 +65,13 @@ class AutoencoderCodec:
     def stride(self) -> int:
         """Pixels per latent, along each side."""
         return self._facts.stride[1]
+
+    @property
+    def scaling(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+        """Scale and shift of the latents' channels, [C] each."""
+        channels = self.latent_channels
+        scale, shift = (np.broadcast_to(f.ravel(), channels) for f in (self._scale, self._shift))
+        return scale, shift
 
     def latent_frames(self, frames: int) -> int:
         """T for F pixel frames; frames that no window holds are left out."""
@@ -92,7 +108,9 @@ class AutoencoderCodec:
     def _run(self, method: str, x: jax.Array | np.ndarray) -> jax.Array:
         """Runs clip after clip, on every device those that lie there."""
         x = jnp.asarray(x)
-        sharding = x.sharding if isinstance(x.sharding, NamedSharding) else None
+        # Where a program is traced there is none to see.
+        sharding = getattr(x, "sharding", None)
+        sharding = sharding if isinstance(sharding, NamedSharding) else None
         if sharding not in self._placed:
             whole = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
             self._placed[sharding] = jax.device_put(self._state, whole)

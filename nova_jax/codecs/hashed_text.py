@@ -22,8 +22,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt16
 
+from nova_jax.codecs.interfaces import Array
 from nova_jax.errors import NovaError
 
 POSITION_SHARE = 0.2
@@ -38,7 +39,12 @@ def words(prompt: str) -> list[str]:
 def word_vector(word: str, dim: int) -> np.ndarray:
     """The fixed vector [d] of a word, float32, before the position is added."""
     digest = hashlib.shake_256(word.encode()).digest(2 * dim)
-    uniform = (np.frombuffer(digest, "<u2").astype(np.float32) + 0.5) / 2**16
+    return np.asarray(vectors(np.frombuffer(digest, "<u2")))
+
+
+def vectors(digests: UInt16[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """The vectors of words, from the 16-bit words of their digests."""
+    uniform = (digests.astype(np.float32) + 0.5) / 2**16
     return np.float32(np.sqrt(3)) * (2 * uniform - 1)
 
 
@@ -69,14 +75,19 @@ class HashedTextEncoder:
         """Features and lengths; see `TextEncoder.encode`."""
         features = np.zeros((len(prompts), length, self.dim), np.float32)
         lengths = np.zeros(len(prompts), np.int32)
-        places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
-        strength = np.float32((1 - POSITION_SHARE) ** 0.5)
         for row, prompt in enumerate(prompts):
-            vectors = [word_vector(word, self.dim) for word in words(prompt)[:length]]
-            if vectors:
-                lengths[row] = count = len(vectors)
-                features[row, :count] = strength * np.stack(vectors) + places[:count]
+            rows = [word_vector(word, self.dim) for word in words(prompt)[:length]]
+            if rows:
+                lengths[row] = count = len(rows)
+                features[row, :count] = self.placed(np.stack(rows))
         return features, lengths
+
+    def placed(self, rows: Float[Array, "*b l d"]) -> Float[Array, "*b l d"]:
+        """Adds positions to the vectors of a prompt's words."""
+        length = rows.shape[-2]
+        places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
+        places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
+        return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready settings."""

@@ -53,6 +53,11 @@ class PhiTextEncoder:
             raise NovaError(f"{directory} is no tokenizer ({reason}); fetch it again") from error
 
     @property
+    def network(self) -> Phi:
+        """The model, with its parameters."""
+        return nnx.merge(self._graph, self._state)
+
+    @property
     def dim(self) -> int:
         """d."""
         return self._config.hidden_size
@@ -68,7 +73,8 @@ class PhiTextEncoder:
             rows = tokens[start : start + self.batch_size]
             # What stands after a prompt does not reach it, the model is causal: any id will do.
             size = 1 << (len(rows) - 1).bit_length()
-            ids = np.zeros((size, length), np.int32)
+            width = min(length, 1 << (max(map(len, rows), default=0) - 1).bit_length())
+            ids = np.zeros((size, width), np.int32)
             for row, sequence in zip(ids, rows, strict=False):
                 row[: len(sequence)] = sequence
             states = np.asarray(_run(self._graph, self._state, ids), np.float32)

@@ -14,7 +14,7 @@ continuous sizes come with it, and a whole batch is two matrix products.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -44,6 +44,7 @@ class DigitsConfig:
     """What the clips look like and which ones there are.
 
     Attributes:
+      type: "digits".
       size: height and width of a frame in pixels.
       frames: frames of a clip. One frame is a picture: the middle of a path, its captions say
         nothing of motion, its motion score is 0. A bounce needs at least 3 frames to show.
@@ -60,6 +61,7 @@ class DigitsConfig:
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
 
+    type: Literal["digits"] = "digits"
     size: tuple[int, int] = (24, 24)
     frames: int = 4
     fps: float = 4.0

@@ -7,7 +7,7 @@ number. All clips of a batch are rendered together.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import grain
@@ -19,6 +19,31 @@ from nova_jax.errors import NovaError
 
 #: As good as endless, and sums of such lengths still fit an index.
 EPOCHS = 1 << 24
+
+
+class Dataset(Protocol):
+    """What a run trains on: batches for its model, however they come about.
+
+    A batch is what a training step takes, NumPy arrays of one process's share of the samples:
+    "latents" float32 [B, T, h, w, C] with T = 1 for pictures, "text" float32 or float16 [B, L, d]
+    and "text_length" int32 [B] (0 where the caption was dropped) or "label" int32 [B], and "flow"
+    and "fps" float32 [B].
+    """
+
+    def requirements(self) -> Mapping[str, tuple[Any, str]]:
+        """What the model must be for these batches: (value, section of the config it comes from)
+        by field of `nova_jax.models.config.NovaConfig`."""
+
+    def batches(
+        self, config: "DataConfig", process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator:
+        """An endless stream. Its `get_state()` and `set_state()` save and restore the position: the
+        batches after it are the same to the bit, on any number of processes and workers."""
+
+    def held_out(
+        self, config: "DataConfig", count: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Mapping[str, Any]]:
+        """`count` batches that training does not see, the same ones each time."""
 
 
 class ClipSource(Protocol):
@@ -90,8 +115,8 @@ def make_iterator(
     text_length, 0 where the caption was dropped, motion score (flow) and fps.
 
     `get_state()` and `set_state()` save and restore the position: the batches after it are the same
-    to the bit. Process p of P takes every P-th clip of one shuffled stream, so that processes never
-    share a clip, and together see what one process alone would.
+    to the bit, on any number of processes and workers. Process p of P takes the p-th of P equal
+    parts of every batch that one process alone would see, with the same random choices.
 
     Raises:
       NovaError: a batch size that the processes cannot share equally.
@@ -104,18 +129,36 @@ def make_iterator(
     )
 
     def stream(kind: int, clips: ClipSource, size: str) -> grain.MapDataset:
-        share = _share(getattr(config, size), process_count, size)
-        seeds = np.random.SeedSequence([config.seed, kind]).generate_state(1 + process_count)
+        whole = getattr(config, size)
+        share = share_of(whole, process_count, size)
+        mine = slice(process_index * share, (process_index + 1) * share)
+        seeds = np.random.SeedSequence([config.seed, kind]).generate_state(2)
         order = grain.MapDataset.range(len(clips)).shuffle(seed=int(seeds[0])).repeat(EPOCHS)
-        indices = order[process_index::process_count].batch(share)
-        return indices.map(clips.batch).random_map(choose, seed=int(seeds[1 + process_index]))
 
-    def videos() -> grain.MapDataset:
-        return stream(0, source, "batch_size")
+        def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+            draws = rng.random((3, whole))  # of all processes, so that their number is no matter
+            return choose(clips.batch(indices[mine]), draws[:, mine])
 
-    def pictures() -> grain.MapDataset:
-        return stream(1, source.images(), "image_batch_size")
+        return order.batch(whole).random_map(load, seed=int(seeds[1]))
 
+    return alternate(
+        lambda: stream(0, source, "batch_size").map(encode),
+        lambda: stream(1, source.images(), "image_batch_size").map(encode),
+        config,
+    )
+
+
+def alternate(
+    videos: Callable[[], grain.MapDataset],
+    pictures: Callable[[], grain.MapDataset],
+    config: DataConfig,
+) -> grain.DatasetIterator:
+    """An iterator over batches of videos and of pictures, in the pattern that `config` asks for.
+
+    Args:
+      videos, pictures: make endless datasets of batches; only those in the pattern are made.
+      config: their shares, and who prepares them.
+    """
     first, fraction = config.picture_batches_first, config.video_fraction
     if fraction == 1:
         batches = videos()
@@ -125,7 +168,41 @@ def make_iterator(
         batches = grain.MapDataset.mix([videos(), pictures()[first:]], [fraction, 1 - fraction])
     if first:
         batches = grain.MapDataset.concatenate([pictures()[:first], batches])
-    return _iterate(batches.map(encode), config)
+    return iterate(batches, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipDataset:
+    """A `Dataset` of clips that are encoded on the way.
+
+    Attributes:
+      source: the clips to train on.
+      held_out_source: makes a source of this many other clips.
+      encode: pixels and captions to batches.
+      fits: see `Dataset.requirements`.
+    """
+
+    source: ClipSource
+    held_out_source: Callable[[int], ClipSource]
+    encode: Encode
+    fits: Mapping[str, tuple[Any, str]]
+
+    def requirements(self) -> Mapping[str, tuple[Any, str]]:
+        """See `Dataset`."""
+        return self.fits
+
+    def batches(
+        self, config: DataConfig, process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator:
+        """See `make_iterator`."""
+        return make_iterator(self.source, config, self.encode, process_index, process_count)
+
+    def held_out(
+        self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator:
+        """See `make_evaluation_iterator`."""
+        source = self.held_out_source(count * config.batch_size)
+        return make_evaluation_iterator(source, config, self.encode, process_index, process_count)
 
 
 def make_evaluation_iterator(
@@ -143,18 +220,24 @@ def make_evaluation_iterator(
     Raises:
       NovaError: a batch size that the processes cannot share equally, or too few clips for a batch.
     """
-    share = _share(config.batch_size, process_count, "batch_size")
+    share = share_of(config.batch_size, process_count, "batch_size")
     if len(source) < config.batch_size:
         raise NovaError(
             f"{len(source)} clips do not fill a batch of {config.batch_size}; make batch_size "
             "smaller or num_clips larger"
         )
-    indices = grain.MapDataset.range(len(source) // config.batch_size * config.batch_size)
-    batches = indices[process_index::process_count].batch(share).map(source.batch)
-    return _iterate(batches.map(encode), config)
+    mine = slice(process_index * share, (process_index + 1) * share)
+    whole = grain.MapDataset.range(len(source)).batch(config.batch_size, drop_remainder=True)
+    batches = whole.map(lambda indices: source.batch(indices[mine]))
+    return iterate(batches.map(encode), config)
 
 
-def _share(size: int, process_count: int, name: str) -> int:
+def share_of(size: int, process_count: int, name: str) -> int:
+    """Samples of each process in a batch of `size`; `name` is what messages call that.
+
+    Raises:
+      NovaError: the processes cannot share it equally.
+    """
     if size % process_count:
         raise NovaError(
             f"{name} {size} is not divisible by {process_count} processes; choose a multiple"
@@ -162,7 +245,44 @@ def _share(size: int, process_count: int, name: str) -> int:
     return size // process_count
 
 
-def _iterate(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
+def iterate(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
+    """An iterator over batches, prepared by threads or processes as `config` says."""
+    return _BatchIterator(batches, config)
+
+
+class _BatchIterator(grain.DatasetIterator):
+    """Its state is the number of batches taken, whoever prepares them; Grain's own is not."""
+
+    def __init__(self, batches: grain.MapDataset, config: DataConfig):
+        super().__init__()
+        self._batches, self._config = batches, config
+        self._taken = 0
+        self._prepared: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._prepared is None:
+            self._prepared = _prepare(self._batches[self._taken :], self._config)
+        batch = next(self._prepared)
+        self._taken += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position."""
+        return {"next_batch": self._taken}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes to a position."""
+        self.close()
+        self._taken = state["next_batch"]
+
+    def close(self) -> None:
+        """Ends the threads or processes."""
+        if self._prepared is not None:
+            self._prepared.close()
+            self._prepared = None
+
+
+def _prepare(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
     # One thread: NumPy and OpenCV let go of the interpreter too seldom for more to help.
     threads = min(config.prefetch, 1)
     dataset = batches.to_iter_dataset(

@@ -22,8 +22,7 @@ class ChooseConditions:
 
     A dropped caption is the empty string: no text rows, which is what the model learns the
     unconditional case from (classifier-free guidance). A dropped motion score is `default_flow`, so
-    that the model learns to take it for "as the caption says". The choices are drawn for each pass
-    over the data anew, from the generator that belongs to the batch's place in the stream.
+    that the model learns to take it for "as the caption says".
     """
 
     short_fraction: float
@@ -31,10 +30,15 @@ class ChooseConditions:
     flow_dropout: float
     default_flow: float
 
-    def __call__(self, clips: Batch, rng: np.random.Generator) -> Batch:
-        """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B]); "flow"."""
+    def __call__(self, clips: Batch, draws: np.ndarray) -> Batch:
+        """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B]); "flow".
+
+        Args:
+          clips: as a source gives them.
+          draws: random numbers, uniform over [0, 1), [3, B].
+        """
         shares = np.array([[self.short_fraction], [self.text_dropout], [self.flow_dropout]])
-        short, dropped, any_flow = rng.random((3, len(clips["caption"]))) < shares
+        short, dropped, any_flow = draws < shares
         forms = zip(clips["caption"], clips["short_caption"], short, strict=True)
         return clips | {
             "caption": [brief if use else full for full, brief, use in forms],

@@ -6,15 +6,20 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from nova_jax.data.digits import DigitsConfig
+from nova_jax.data.datasets import DatasetConfig
 from nova_jax.data.pipeline import DataConfig
+from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
+from nova_jax.models.layers import Remat
+from nova_jax.models.lora import LoraConfig
 from nova_jax.sampling.generate import SamplingConfig
+from nova_jax.training.guard import GuardConfig
 from nova_jax.training.optimizer import OptimizerConfig
+from nova_jax.training.start import InitConfig
 from nova_jax.training.state import EMAConfig
 
 T = TypeVar("T")
@@ -43,11 +48,13 @@ class LoggingConfig:
         every: steps between looks at the metrics; every step is recorded, this many at a time.
         tensorboard: write TensorBoard event files.
         wandb_project: also log to this Weights & Biases project; None for no.
+        profile: first of five steps that a profiler trace is written of, to profile/; None for no.
     """
 
     every: int = 20
     tensorboard: bool = True
     wandb_project: str | None = None
+    profile: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,20 +94,26 @@ class TrainConfig:
         stop_at: stop after this step, to be taken up again later; None to go on to the end.
         seed: of parameters and of everything drawn in training; the data has its own.
         model: the transformer.
+        init: a checkpoint whose parameters the run starts from; None to draw them.
+        lora: train adapters to that checkpoint and nothing else; None to train its parameters.
         schedule: noise schedule, see `nova_jax.sampling.schedules`.
-        codec: pixels to latents, see `nova_jax.codecs`.
-        text_encoder: prompts to features, see `nova_jax.codecs`.
-        dataset: the clips.
+        codec: pixels to latents, see `nova_jax.codecs`; None where the dataset brings latents.
+        text_encoder: prompts to features, see `nova_jax.codecs`; None where the dataset brings
+            features, or the model takes class labels.
+        dataset: what to train on, by its ``type``, see `nova_jax.data.datasets`.
         data: how they are batched and mixed.
         optimizer: what is trained, and how.
         ema: moving average of the parameters.
+        guard: what to do about numbers that are not finite.
         dtype: type of the computation; parameters, softmax, norms and losses are float32.
-        remat: recompute blocks in the backward pass, to save memory.
+        remat: what blocks recompute in the backward pass, to save memory: nothing, all but matrix
+            products ("dots"), or everything ("full").
         unroll: blocks per iteration of the compiled loop over depth. 1 compiles fastest; CPUs run
             shallow models about 1.5 times faster without the loop, at the depth.
         loss_repeat: noise draws of each frame.
-        fsdp: devices among which parameters are split; 1 is plain data parallelism.
-        tensor: devices among which one layer is split.
+        first_frame_loss: weight of a video's first frame in the loss. 0 trains a model that is
+            always given one (image to video).
+        mesh: how devices share the work; it may change between the parts of a run.
         checkpoint: see `CheckpointConfig`.
         logging: see `LoggingConfig`.
         evaluation: see `EvaluationConfig`.
@@ -113,19 +126,22 @@ class TrainConfig:
     stop_at: int | None = None
     seed: int = 0
     model: NovaConfig
+    init: InitConfig | None = None
+    lora: LoraConfig | None = None
     schedule: Mapping[str, Any]
-    codec: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
-    dataset: DigitsConfig
+    codec: Mapping[str, Any] | None = None
+    text_encoder: Mapping[str, Any] | None = None
+    dataset: DatasetConfig
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
+    guard: GuardConfig = GuardConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    remat: Remat = "none"
     unroll: int = 1
     loss_repeat: int = 4
-    fsdp: int = 1
-    tensor: int = 1
+    first_frame_loss: float = 1.0
+    mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -138,8 +154,6 @@ class TrainConfig:
             "steps": self.steps,
             "loss_repeat": self.loss_repeat,
             "unroll": self.unroll,
-            "fsdp": self.fsdp,
-            "tensor": self.tensor,
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_latest": self.checkpoint.keep_latest,
             "logging.every": self.logging.every,
@@ -149,6 +163,14 @@ class TrainConfig:
         for name, value in counts.items():
             if value < 1:
                 raise NovaError(f"{name} is {value}; it must be at least 1")
+        if self.logging.profile is not None and self.logging.profile < 1:
+            raise NovaError(f"logging.profile is {self.logging.profile}; the first step is 1")
+        if self.first_frame_loss < 0:
+            raise NovaError(f"first_frame_loss is {self.first_frame_loss}; it cannot be negative")
+        if self.lora and not self.init:
+            raise NovaError("lora needs a model to adapt; set init.checkpoint")
+        if self.lora and self.optimizer.freeze:
+            raise NovaError("lora trains adapters alone; leave optimizer.freeze out")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -159,14 +181,26 @@ class TrainConfig:
         """
         return from_dict(cls, values, "config")
 
+    @property
+    def clip_frames(self) -> int:
+        """Latent frames of a training video, which may be fewer or more than the model's base."""
+        return getattr(self.dataset, "latent_frames", None) or self.model.frames
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, that `from_dict` reads back."""
         return _plain(self)
 
     def changeable(self) -> tuple[str, ...]:
-        """What may differ when a run is taken up again: nothing that changes its parameters."""
+        """What may differ when a run is taken up again: nothing that changes its parameters but for
+        rounding."""
         free = {
             "stop_at",
+            "mesh",
+            "remat",
+            "unroll",
+            "data.prefetch",
+            "data.num_workers",
+            "guard",
             "checkpoint",
             "logging",
             "evaluation",
@@ -208,8 +242,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _convert(kind, value, key)
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        return _convert(kinds[0] if len(kinds) == 1 else _by_type(kinds, value, key), value, key)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return from_dict(typing.cast(type, kind), value, key)
     if origin is tuple and isinstance(value, list | tuple):
@@ -229,6 +263,15 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     wanted = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
     wanted = " or ".join(map(repr, arguments)) if origin is Literal else wanted
     raise NovaError(f"{key} is {value!r}; it must be {wanted.replace('typing.', '')}")
+
+
+def _by_type(kinds: Sequence[Any], value: Any, key: str) -> Any:
+    """The one of several dataclasses that ``value["type"]`` names, or else the first."""
+    names = [kind.__dataclass_fields__["type"].default for kind in kinds]
+    name = value.get("type", names[0]) if isinstance(value, Mapping) else names[0]
+    if name not in names:
+        raise NovaError(f"{key}.type is {name!r}; it must be {' or '.join(map(repr, names))}")
+    return kinds[names.index(name)]
 
 
 def _plain(value: Any) -> Any:

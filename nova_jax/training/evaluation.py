@@ -12,15 +12,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from nova_jax.distributed.mesh import batch_sharding, replicated
+from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
-from nova_jax.training.state import TrainState, state_shardings
+from nova_jax.training.state import Blueprint, TrainState, state_shardings
 from nova_jax.training.step import Batch, batch_loss
 
 # Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
@@ -33,12 +32,12 @@ Evaluate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
 
 
 def make_evaluation(
-    graphdef: nnx.GraphDef, state: TrainState, *, mesh: Mesh, schedule: Schedule, loss_repeat: int
+    blueprint: Blueprint, state: TrainState, *, mesh: Mesh, schedule: Schedule, loss_repeat: int
 ) -> Evaluate:
     """Compiles ``(params, frozen, batches) -> numbers by name``.
 
     Args:
-        graphdef: the model without its variables.
+        blueprint: makes the model of a state.
         state: says where every array lives; its values are not used.
         mesh: over which batches are split.
         schedule: noise schedule.
@@ -53,8 +52,9 @@ def make_evaluation(
     """
 
     def evaluate_batch(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> Table:
-        model = nnx.merge(graphdef, params, frozen)
-        _, parts = batch_loss(model, schedule, batch, key, loss_repeat)
+        model = blueprint.model(params, frozen)
+        with on_mesh(mesh):
+            _, parts = batch_loss(model, schedule, batch, key, loss_repeat)
         one = jnp.ones(())
         whole = {"loss": parts.loss, "loss_first": parts.first, "loss_rest": parts.rest}
         return {name: (value, one) for name, value in whole.items()} | buckets(parts)

@@ -12,6 +12,8 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.models.config import NovaConfig
+from nova_jax.models.layers import check_finite
+from nova_jax.models.layout import constrain
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import Schedule
@@ -105,11 +107,13 @@ def training_loss(
     batch, frames = latents.shape[:2]
     repeat, _, tokens, _ = draws.noise.shape
     features = model(latents, conditions, draws.order, draws.num_visible)
+    features = constrain(features, "frames", None, None)
+    check_finite(features, "spatial_decoder")
 
     x = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
     x = to_reveal_order(x, draws.order)[None]
     reveal = jax.vmap(to_reveal_order, in_axes=(0, None))
-    noise = reveal(draws.noise, draws.order)
+    noise = constrain(reveal(draws.noise, draws.order), None, "frames", None, None)
     index = reveal(draws.timestep_index[..., None], draws.order)[..., 0]
     table = schedule.training_table()
     signal, spread = (jnp.asarray(c)[index][..., None] for c in (table.signal, table.noise))
@@ -118,6 +122,7 @@ def training_loss(
     times = head.embed_step(jnp.asarray(table.time))
     condition = head.feature_embed(features)[None] + times[index]
     prediction = head(signal * x + spread * noise, condition).astype(jnp.float32)
+    check_finite(prediction, "diffusion_head")
     per_token = jnp.mean((prediction - schedule.target(x, noise)) ** 2, axis=-1)
 
     weight = (jnp.arange(tokens) >= draws.num_visible).astype(jnp.float32)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
 
 import numpy as np
+from etils.epath import Path
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
 
+from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
 from nova_jax.media import encode_gif, encode_png
 
@@ -23,7 +25,8 @@ class MetricWriter:
     """Writes scalars, pictures and videos of a run.
 
     ``metrics.jsonl`` has a line for each set of scalars, with their step; it is always written.
-    A run that is taken up again at a step drops what was written of later ones.
+    A run that is taken up again at a step drops what was written of later ones. Of several
+    processes only the first writes; the others may call everything, to no effect.
 
     Args:
         workdir: of the run.
@@ -45,21 +48,44 @@ class MetricWriter:
         tensorboard: bool = True,
         wandb_project: str | None = None,
     ):
-        self._run = None if wandb_project is None else _start_wandb(wandb_project, workdir, config)
-        file = workdir / "metrics.jsonl"
+        self._lines: IO[str] | None = None
+        self._run = self._board = None
+        if not multihost.is_first():
+            return
+        if wandb_project is not None:
+            self._run = _start_wandb(wandb_project, workdir, config)
+        self._workdir, self._tensorboard = workdir, tensorboard
+        self._open(first_step)
+
+    def _open(self, first_step: int) -> None:
+        file = self._workdir / "metrics.jsonl"
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
-        file.write_text("".join(kept))
-        self._lines = file.open("a")
-        self._board = None
-        if tensorboard:
+        if "://" in str(file):
+            self._lines = _Rewritten(file, kept)
+        else:
+            partial = file.with_name(f"{file.name}.partial")
+            partial.write_text("".join(kept))
+            partial.replace(file)
+            self._lines = file.open("a")
+        if self._tensorboard:
             self._board = SummaryWriter(
-                str(workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
+                str(self._workdir / "tensorboard"), purge_step=first_step + 1, write_to_disk=True
             )
+
+    def go_back(self, step: int) -> None:
+        """Drops what was recorded of steps after this one; Weights & Biases keeps it."""
+        if self._lines is not None:
+            self._close_files()
+            self._open(step)
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Records numbers of one step as ``group/name``."""
+        if self._lines is None:
+            return
         named = {f"{group}/{name}": float(value) for name, value in values.items()}
-        self._lines.write(json.dumps({"step": step} | named) + "\n")
+        # JSON has no word for what is not finite.
+        line = {name: value if math.isfinite(value) else None for name, value in named.items()}
+        self._lines.write(json.dumps({"step": step} | line) + "\n")
         if self._board is not None:
             for name, value in named.items():
                 self._board.add_scalar(name, value, step)
@@ -68,6 +94,8 @@ class MetricWriter:
 
     def video(self, step: int, name: str, frames: UInt8[np.ndarray, "f h w 3"], fps: float) -> None:
         """Records a clip, as a moving picture; one frame is a still one."""
+        if self._board is self._run is None:
+            return
         still = len(frames) == 1
         encoded = encode_png(frames[0]) if still else encode_gif(frames, fps)
         if self._board is not None:
@@ -89,17 +117,39 @@ class MetricWriter:
 
     def flush(self) -> None:
         """Brings everything to disk."""
-        self._lines.flush()
+        if self._lines is not None:
+            self._lines.flush()
         if self._board is not None:
             self._board.flush()
 
     def close(self) -> None:
         """Flushes and closes files and connections."""
-        self._lines.close()
-        if self._board is not None:
-            self._board.close()
+        self._close_files()
         if self._run is not None:
             self._run.finish()
+
+    def _close_files(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class _Rewritten(io.StringIO):
+    """A file on an object store, which cannot append: every flush writes it anew."""
+
+    def __init__(self, file: Path, lines: Iterable[str]):
+        super().__init__()
+        self._file = file
+        self.writelines(lines)
+
+    def flush(self) -> None:
+        if not self.closed:
+            self._file.write_text(self.getvalue())
+
+    def close(self) -> None:
+        self.flush()
+        super().close()
 
 
 def _lines(file: Path) -> list[str]:
@@ -117,6 +167,7 @@ def _start_wandb(project: str, workdir: Path, config: Mapping[str, Any]) -> Any:
             "logging.wandb_project is set and wandb is not installed; "
             "pip install 'nova_jax[wandb]', or leave wandb_project out"
         ) from error
+    place = None if "://" in str(workdir) else str(workdir)
     return wandb.init(
-        project=project, dir=str(workdir), config=dict(config), name=workdir.name, resume="allow"
+        project=project, dir=place, config=dict(config), name=workdir.name, resume="allow"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
-from nova_jax.distributed.mesh import parameter_shardings, replicated
+from nova_jax.distributed.mesh import parameter_shardings, partition_spec, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
+from nova_jax.models.layers import Remat, logical_axes
+from nova_jax.models.lora import LoraConfig, adapter_axes, apply_adapters, create_adapters
 from nova_jax.models.nova import Nova
 from nova_jax.training.optimizer import Params, split_model
 
@@ -83,10 +85,29 @@ class TrainState:
             ema=trees["ema"],
         )
 
-    def variables(self, *, ema: bool) -> dict[str, Any]:
-        """Every variable of the model, by dotted path, with averaged or current parameters."""
-        params = self.ema if ema else self.params
-        return flatten_dict(params, sep=".") | flatten_dict(self.frozen, sep=".")
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """How a state's arrays make a model.
+
+    Attributes:
+        graphdef: the model without its variables.
+        lora: set where what is trained are adapters, and all of the model is frozen.
+    """
+
+    graphdef: nnx.GraphDef
+    lora: LoraConfig | None = None
+
+    def variables(self, params: Params, frozen: Params) -> dict[str, Array]:
+        """Every variable of the model by dotted path, with adapters added to their kernels."""
+        trained, rest = flatten_dict(params, sep="."), flatten_dict(frozen, sep=".")
+        if self.lora is None:
+            return trained | rest
+        return apply_adapters(rest, trained, self.lora.scale)
+
+    def model(self, params: Params, frozen: Params) -> Nova:
+        """The model; gradients with respect to `params` go through it."""
+        return nnx.merge(self.graphdef, unflatten_dict(self.variables(params, frozen), sep="."))
 
 
 def update_ema(config: EMAConfig, step: jax.Array, ema: Params, params: Params) -> Params:
@@ -106,10 +127,12 @@ def create_state(
     *,
     seed: int,
     freeze: tuple[str, ...] | None = None,
+    lora: LoraConfig | None = None,
+    start: Mapping[str, Array] | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
-    remat: bool = False,
+    remat: Remat = "none",
     unroll: int = 1,
-) -> tuple[nnx.GraphDef, TrainState]:
+) -> tuple[Blueprint, TrainState]:
     """Initialises model, optimizer and EMA on the mesh, each array sharded from the start.
 
     Args:
@@ -118,39 +141,102 @@ def create_state(
         mesh: where the state lives.
         seed: of the initial parameters.
         freeze: see `nova_jax.training.optimizer.OptimizerConfig`.
+        lora: train these adapters and freeze the model.
+        start: variables by dotted path, on the mesh, in place of drawn ones; their memory is
+            reused.
         dtype: type of the computation; parameters are float32.
         remat, unroll: see `Nova`.
 
     Returns:
-        The model without its variables, and the state; ``nnx.merge(graphdef, state.params,
-        state.frozen)`` is the model.
+        How to make the model of a state, and the state.
     """
+    options = {"dtype": dtype, "remat": remat, "unroll": unroll}
+    blueprint, abstract, make_state = _state_maker(
+        config, optimizer, mesh, seed, freeze, lora, **options
+    )
+    make = jax.jit(make_state, out_shardings=state_shardings(abstract), donate_argnums=0)
+    return blueprint, make(dict(start or {}))
+
+
+def abstract_state(
+    config: NovaConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    freeze: tuple[str, ...] | None = None,
+    lora: LoraConfig | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    remat: Remat = "none",
+    unroll: int = 1,
+) -> tuple[Blueprint, TrainState]:
+    """What `create_state` returns, with `jax.ShapeDtypeStruct` for arrays: nothing is allocated.
+
+    The mesh may be of devices that are not there.
+    """
+    options = {"dtype": dtype, "remat": remat, "unroll": unroll}
+    return _state_maker(config, optimizer, mesh, 0, freeze, lora, **options)[:2]
+
+
+def _state_maker(
+    config: NovaConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    freeze: tuple[str, ...] | None,
+    lora: LoraConfig | None,
+    **options: Any,
+) -> tuple[Blueprint, TrainState, Callable[[Mapping[str, Array]], TrainState]]:
+    """The blueprint, the abstract state, and what makes the real one from what it starts with."""
 
     def make_model() -> Nova:
-        return Nova(config, rngs=nnx.Rngs(seed), dtype=dtype, remat=remat, unroll=unroll)
+        return Nova(config, rngs=nnx.Rngs(seed), **options)
 
-    def make_state() -> TrainState:
-        _, params, frozen = split_model(make_model(), config, freeze)
+    model = nnx.eval_shape(make_model)
+    graphdef, trained, _ = split_model(model, config, freeze)
+    names = flatten_dict(trained, sep=".").keys()
+
+    def make_state(start: Mapping[str, Array]) -> TrainState:
+        drawn = flatten_dict(nnx.to_pure_dict(nnx.state(make_model())), sep=".")
+        variables = drawn | start
+        if lora is None:
+            params = {name: variables.pop(name) for name in names}
+        else:
+            params = create_adapters(lora, variables, seed)
+        params = unflatten_dict(params, sep=".")
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            frozen=frozen,
+            frozen=unflatten_dict(variables, sep="."),
             optimizer=optimizer.init(params),
             # Copied: step donates both, and a buffer cannot be donated twice.
             ema=jax.tree.map(jnp.copy, params),
         )
 
-    abstract = nnx.eval_shape(make_model)
-    graphdef, _, _ = split_model(abstract, config, freeze)
-    shardings = _shardings(jax.eval_shape(make_state), abstract, optimizer, mesh)
-    return graphdef, jax.jit(make_state, out_shardings=shardings)()
+    shapes = jax.eval_shape(make_state, {})
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        _shardings(shapes, model, optimizer, mesh, lora),
+    )
+    return Blueprint(graphdef, lora), abstract, make_state
 
 
 def _shardings(
-    state: TrainState, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+    state: TrainState,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    lora: LoraConfig | None,
 ) -> Any:
     """Sharding of every array of a state: moments and EMA lie where their parameter lies."""
     by_path = parameter_shardings(model, mesh)
+    adapters = flatten_dict(state.params, sep=".")
+    if lora is not None:
+        flat = nnx.to_flat_state(nnx.state(model))
+        axes = {".".join(map(str, path)): logical_axes(variable) for path, variable in flat}
+        for name, names in adapter_axes({name: axes[name] for name in lora.select(axes)}).items():
+            spec = partition_spec(names, adapters[name].shape, mesh)
+            by_path[name] = NamedSharding(mesh, spec)
 
     def of(params: Params) -> Params:
         names = flatten_dict(params, sep=".")

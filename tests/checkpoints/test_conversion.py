@@ -14,7 +14,7 @@ from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
 from nova_jax.checkpoints.native import load_model
 from nova_jax.checkpoints.tensors import open_tensors
-from nova_jax.distributed.mesh import make_mesh
+from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
@@ -165,7 +165,7 @@ def test_every_difference_is_listed_at_once(tmp_path):
 
 
 def test_parameters_go_to_their_shards_and_types():
-    mesh = make_mesh(fsdp=2, tensor=2)
+    mesh = make_mesh(config=MeshConfig(fsdp=2, tensor=2))
     model, _ = diffusers.load_transformer(RELEASED, param_dtype="bfloat16", mesh=mesh)
     kernel = model.temporal_encoder.blocks.block.mlp.fc1.kernel.get_value()
     assert kernel.dtype == "bfloat16"

@@ -1,5 +1,7 @@
 import errno
+import itertools
 import json
+import os
 import shutil
 
 import grain
@@ -206,7 +208,6 @@ def test_a_step_that_is_gone_is_named_with_those_that_are_there(workdir):
 
 def test_a_run_goes_on_where_it_was(workdir, variables):
     checkpoints = RunCheckpoints(workdir, keep_latest=5, keep_best=1)
-    assert checkpoints.latest_step() == 3
     data, expected = stream(), stream()
     for _ in range(3):
         next(expected)
@@ -226,13 +227,101 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     assert kept == {"2", "5", "6"}
 
 
-def test_a_damaged_loss_is_named(workdir):
+def test_a_damaged_loss_is_named_and_its_checkpoint_set_aside(workdir, caplog):
     file = workdir / "checkpoints" / "2" / "metrics" / "metrics"
     file.write_text('{"lo')
     with pytest.raises(NovaError, match=f"{file} cannot be read"):
         load_model(workdir, checkpoint="best")
-    with pytest.raises(NovaError, match=f"{file} cannot be read"):
-        RunCheckpoints(workdir, keep_latest=5, keep_best=1)
+    RunCheckpoints(workdir, keep_latest=5, keep_best=1).close()
+    assert f"{file} cannot be read" in caplog.text
+    assert load_model(workdir, checkpoint="best").step == 1
+    assert (workdir / "checkpoints" / "2.damaged" / "params").is_dir()
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """Checkpoints at steps 1 to 3 of one array and a counter, both equal to the step."""
+    checkpoints, data = RunCheckpoints(tmp_path, keep_latest=5, keep_best=1), stream()
+    for step in (1, 2, 3):
+        next(data)
+        checkpoints.save(step, small_trees(step), data, 1.0 / step)
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def small_trees(step):
+    return {"params": {"w": jnp.full(9, step)}, "optimizer": {"step": jnp.asarray(step)}}
+
+
+def restore_newest(directory, trees=None):
+    """Step, the parameter there, and the next batch."""
+    checkpoints, data = RunCheckpoints(directory.parent, keep_latest=5, keep_best=1), stream()
+    try:
+        restored = checkpoints.restore_newest(trees or small_trees(0), data)
+    finally:
+        checkpoints.close()
+    return None if restored is None else (restored[0], restored[1]["params"]["w"][0], next(data))
+
+
+def names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
+def flip(file):
+    """Changes one bit in the middle."""
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    ("damage", "where"),
+    [(flip, "params/d"), (cut, "optimizer/d"), (os.unlink, "data"), (cut, "checksums.json")],
+)
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(small_run, damage, where, caplog):
+    expected = list(itertools.islice(stream(), 4))
+    assert restore_newest(small_run) == (3, 3, expected[3])
+    for kept in ({"1", "2", "3.damaged"}, {"1", "2", "3.damaged", "3.damaged+"}):
+        place = small_run / "3" / where
+        file = next(place.iterdir()) if place.is_dir() else place
+        damage(file)
+        caplog.clear()
+        assert restore_newest(small_run) == (2, 2, expected[2])
+        assert f"checkpoint file {file} is" in caplog.text and "aside as" in caplog.text
+        assert names(small_run) == kept
+        # Training comes to that step again; what was set aside stays.
+        checkpoints = RunCheckpoints(small_run.parent, keep_latest=5, keep_best=1)
+        checkpoints.save(3, small_trees(3), stream())
+        checkpoints.close()
+        assert restore_newest(small_run)[:2] == (3, 3)
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_start_anew_by_itself(small_run, tmp_path):
+    assert restore_newest(tmp_path / "new" / "checkpoints") is None
+    for step in "123":
+        flip(next((small_run / step / "params" / "d").iterdir()))
+    with pytest.raises(NovaError, match="every checkpoint in .* is damaged; restore one"):
+        restore_newest(small_run)
+
+
+def test_a_checkpoint_that_does_not_fit_is_not_taken_for_damaged(small_run):
+    other = small_trees(0)
+    other["params"]["new"] = jnp.ones(3)
+    with pytest.raises(NovaError, match="checkpoints/3 cannot be read"):
+        restore_newest(small_run, other)
+    assert names(small_run) == {"1", "2", "3"}
+
+
+def test_a_deletion_that_was_cut_off_does_not_stop_a_run(small_run):
+    """Orbax deletes file by file; a process can be killed after any of them."""
+    everything = sorted((small_run / "1").rglob("*"), reverse=True)
+    for file in sorted(everything, key=lambda path: path.is_dir()):
+        file.rmdir() if file.is_dir() else file.unlink()
+        assert restore_newest(small_run)[:2] == (3, 3), file
 
 
 def test_a_truncated_checkpoint_of_a_run_is_named(workdir, variables):

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from nova_jax.data.synthetic import SyntheticConfig
 from nova_jax.errors import NovaError
 from nova_jax.training.config import TrainConfig
 
@@ -43,6 +44,13 @@ def test_plain_values_survive_a_round_trip_through_json(run):
         ("steps", 0, "steps is 0"),
         ("logging.every", 0, "logging.every is 0"),
         ("ema", {"decay": 1.0}, "ema.decay is 1.0"),
+        (
+            "dataset.type",
+            "digit",
+            "config.dataset.type is 'digit'; .*'digits' or 'synthetic' or 'latents'",
+        ),
+        ("dataset", {"type": "synthetic", "size": 3}, "config.dataset.size: no such key"),
+        ("dataset", 3, "config.dataset is 3"),
     ],
 )
 def test_mistakes_are_named(run, path, value, message):
@@ -65,3 +73,10 @@ def test_the_length_of_a_run_may_change_unless_the_learning_rate_depends_on_it(r
     assert "steps" not in TrainConfig.from_dict(run).changeable()
     constant = TrainConfig.from_dict(edited(run, "optimizer.schedule", "constant"))
     assert "steps" in constant.changeable()
+
+
+def test_datasets_are_told_apart_by_type(run):
+    assert TrainConfig.from_dict(run).dataset.type == "digits"
+    config = TrainConfig.from_dict(edited(run, "dataset", {"type": "synthetic", "fps": 8}))
+    assert config.dataset == SyntheticConfig(fps=8.0)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -1,0 +1,95 @@
+"""Random latents and text features of the model's shapes: what a step costs, without any data.
+
+One batch of each kind is drawn at the start and given again and again.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, share_of
+from nova_jax.data.transforms import Batch
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """Noise in place of data, for benchmarks; needs neither a codec nor a text encoder.
+
+    Attributes:
+      type: "synthetic".
+      latent_frames: of a video; by default the model's base number.
+      fps: frames per second, as told to the model.
+      seed: of the noise.
+    """
+
+    type: Literal["synthetic"] = "synthetic"
+    latent_frames: int | None = None
+    fps: float = 12.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.latent_frames is not None and self.latent_frames < 1:
+            raise NovaError(f"dataset.latent_frames is {self.latent_frames}; use at least 1")
+        if self.fps <= 0:
+            raise NovaError(f"fps must be positive, not {self.fps}")
+
+
+class SyntheticDataset:
+    """A `nova_jax.data.pipeline.Dataset` of noise for a model."""
+
+    def __init__(self, config: SyntheticConfig, model: NovaConfig) -> None:
+        self.config, self.model = config, model
+        self.frames = config.latent_frames or model.frames
+
+    def requirements(self) -> Mapping[str, tuple[Any, str]]:
+        """Nothing: the batches follow the model."""
+        return {}
+
+    def batches(
+        self, config: DataConfig, process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator:
+        """The same batch of videos and the same of pictures, in the pattern of `config`."""
+
+        def endless(frames: int, size: str) -> grain.MapDataset:
+            share = share_of(getattr(config, size), process_count, size)
+            batch = self._draw(share, frames, process_index)
+            return grain.MapDataset.source([batch]).repeat(EPOCHS)
+
+        return alternate(
+            lambda: endless(self.frames, "batch_size"),
+            lambda: endless(1, "image_batch_size"),
+            dataclasses.replace(config, prefetch=0, num_workers=0),  # there is nothing to prepare
+        )
+
+    def held_out(
+        self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Batch]:
+        """`count` times one batch of videos."""
+        share = share_of(config.batch_size, process_count, "batch_size")
+        batch = self._draw(share, self.frames, process_count + process_index)
+        return itertools.repeat(batch, count)
+
+    def _draw(self, size: int, frames: int, stream: int) -> Batch:
+        model, rng = self.model, np.random.default_rng([self.config.seed, frames, stream])
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        batch = {
+            "latents": normal(size, frames, *model.latent_size, model.latent_channels),
+            "flow": rng.uniform(0, 10, size).astype(np.float32),
+            "fps": np.full(size, self.config.fps, np.float32),
+        }
+        if model.num_classes is not None:
+            return batch | {"label": rng.integers(model.num_classes, size=size, dtype=np.int32)}
+        assert model.text_dim is not None and model.text_length is not None
+        return batch | {
+            "text": normal(size, model.text_length, model.text_dim),
+            "text_length": np.full(size, model.text_length, np.int32),
+        }

@@ -1,0 +1,237 @@
+"""Many processes as one run: how they find each other, agree with each other, and end together.
+
+Every process runs the same command. JAX joins them: process 0 is the coordinator, all arrays and
+collectives span all devices, and a process that sends no sign of life for a while ends the others.
+Alone, every function here does the obvious thing, so that callers need not ask.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
+
+from nova_jax.errors import NovaError
+
+T = TypeVar("T")
+
+# What XLA and Orbax say when the other end of a connection is gone; they have no exception for it.
+_SIGNS_OF_LOSS = ("Gloo", "gloo", "NCCL", "nccl", "oordination", "barrier", "Socket closed")
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+    lost_after: int = 100,
+) -> None:
+    """Makes this process one of a run's; alone, it does nothing. To be called before all else.
+
+    Args:
+        coordinator: host:port of process 0, where the others find it; "auto" where JAX can find all
+            three (TPU VMs, SLURM, Open MPI, Kubernetes with its Python package). None is "auto" in
+            a SLURM step of several tasks and on a TPU slice of several hosts in Kubernetes, and
+            alone elsewhere.
+        num_processes, process_id: how many there are, and which this is.
+        timeout: seconds until all must be there.
+        lost_after: seconds without a sign of life after which a process counts as lost.
+
+    Raises:
+        NovaError: if flags are missing, or not all processes come together in time.
+    """
+    if coordinator is None and _in_cluster():
+        coordinator = "auto"
+    if coordinator is None:
+        if num_processes is not None or process_id is not None:
+            raise NovaError("--num_processes and --process_id need --coordinator=HOST:PORT")
+        return
+    places: dict[str, Any] = {}
+    if coordinator != "auto":
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise NovaError(f"--coordinator={coordinator} is not HOST:PORT, such as node1:8476")
+        if num_processes is None or process_id is None:
+            raise NovaError(f"--coordinator={coordinator} needs --num_processes and --process_id")
+        if not 0 <= process_id < num_processes:
+            raise NovaError(
+                f"--process_id={process_id} is not one of {num_processes} processes; "
+                f"they are 0 to {num_processes - 1}"
+            )
+        places = dict(
+            coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+        )
+
+    # JAX ends the whole process, with a page of C++, when its own time is up: wait here instead.
+    failure: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                **places,
+                initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=lost_after,
+                shutdown_timeout_seconds=lost_after,
+            )
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=initialize, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        who = f"process {process_id} of {num_processes}" if places else "this process"
+        raise NovaError(
+            f"{who} waited {timeout} s at the coordinator {coordinator} for the others; start "
+            "every process with the same --coordinator, that host and port must be reachable"
+        )
+    if failure:
+        reason = str(failure[0]).splitlines()[0]
+        raise NovaError(f"--coordinator={coordinator}: {reason}") from failure[0]
+
+
+def _in_cluster() -> bool:
+    """Whether it would be wrong for this process to run alone."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    return tasks > 1 or len(hosts) > 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes logs, metrics and samples."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """Lets process 0 act and gives its result, plain values, to all; its `NovaError` is all's."""
+    if jax.process_count() == 1:
+        return action()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome = {"result": action()}
+        except NovaError as error:
+            outcome = {"error": str(error)}
+    outcome = json.loads(_gather(json.dumps(outcome))[0])
+    if "error" in outcome:
+        raise NovaError(outcome["error"])
+    return outcome["result"]
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Compares what all processes must agree on: `facts`, plain values, and the code they run.
+
+    Raises:
+        NovaError: in every process, naming what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = flatten_dict(json.loads(json.dumps(facts)), sep=".") | {
+        "nova_jax code": _digest_of_code(),
+        "jax": version("jax"),
+        "devices of a process": jax.local_device_count(),
+    }
+    first, *others = map(json.loads, _gather(json.dumps(mine)))
+    missing = object()
+    different = [
+        f"{key} ({first.get(key)!r} in process 0, {other.get(key)!r} in process {process})"
+        for process, other in enumerate(others, 1)
+        for key in sorted(first.keys() | other.keys())
+        if first.get(key, missing) != other.get(key, missing)
+    ]
+    if different:
+        more = f", and {len(different) - 8} more" if len(different) > 8 else ""
+        raise NovaError(
+            f"the processes do not run the same: {', '.join(different[:8])}{more}; "
+            "start every process with one command and one installation"
+        )
+
+
+def _digest_of_code() -> str:
+    """Of every file of the package that is code."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _gather(text: str) -> list[str]:
+    """The texts of all processes, in order, in every process."""
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(encoded))).reshape(-1)
+    padded = np.pad(encoded, (0, int(lengths.max()) - len(encoded)))
+    rows = multihost_utils.process_allgather(padded).reshape(len(lengths), -1)
+    return [row[:n].tobytes().decode() for row, n in zip(rows, lengths, strict=True)]
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """The whole of an array that may lie on the devices of many processes, in each of them."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Says in one line that another process is gone, where XLA reports a broken connection."""
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or not any(sign in str(error) for sign in _SIGNS_OF_LOSS):
+            raise
+        reason = str(error).splitlines()[0]
+        raise NovaError(
+            f"process {jax.process_index()} lost another of the {jax.process_count()} processes "
+            f"({reason}); see their logs, then start all again: the run goes on from its last "
+            "checkpoint"
+        ) from error
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
+    """Turns the first SIGINT or SIGTERM into a request to stop; a second acts as it always does.
+
+    Gives a function to be called after every step with its number: whether to stop after it. Of
+    several processes, one signal to any of them is enough, and all stop after the same step: JAX's
+    coordinator has them agree, without a collective. There SIGTERM never does anything else.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # signals cannot be caught here
+        return
+    # JAX watches for SIGTERM in processes that it has joined, and must not be replaced.
+    joined = jax.distributed.is_initialized()
+    numbers = (signal.SIGINT,) if joined else (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.getsignal(number) for number in numbers]
+    event = threading.Event()
+
+    def restore() -> None:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+
+    def request(number: int, frame: Any) -> None:
+        restore()
+        if joined:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            event.set()
+
+    for number in numbers:
+        signal.signal(number, request)
+    try:
+        yield (
+            multihost_utils.reached_preemption_sync_point if joined else lambda step: event.is_set()
+        )
+    finally:
+        restore()

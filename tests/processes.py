@@ -1,0 +1,187 @@
+"""Training commands in processes of their own, started in a moment: forked from a server that has
+imported everything and used no device yet."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["nova_jax.train", "tensorboardX", "processes"])
+
+
+def start(
+    run: dict[str, Any],
+    workdir: Path,
+    *flags: str,
+    devices: int = 1,
+    disk: int | None = None,
+    log: Path,
+    cache: Path,
+) -> BaseProcess:
+    """Starts ``python -m nova_jax.train`` on a config of plain values; output goes to `log`.
+
+    Args:
+        run: the config.
+        workdir: of the run.
+        flags: more of the command line.
+        devices: CPU devices of the process.
+        disk: train on a disk of this many bytes, whose contents are in `workdir` afterwards.
+        log: where output is appended.
+        cache: where compiled programs are kept for the next process.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    arguments = [
+        f"--config={write_recipe(run, log.with_suffix('.py'))}",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+    process = _CONTEXT.Process(target=_train, args=(arguments, devices, disk, str(log), str(cache)))
+    process.start()
+    return process
+
+
+def start_together(
+    count: int, run: dict[str, Any], workdir: Path, *flags: str, **options: Any
+) -> list[BaseProcess]:
+    """Starts the `count` processes of one run; process i writes to ``logs/i.log`` beside."""
+    join = (f"--coordinator=localhost:{free_port()}", f"--num_processes={count}")
+    logs = options.pop("logs")
+    return [
+        start(run, workdir, *join, f"--process_id={i}", *flags, log=logs / f"{i}.log", **options)
+        for i in range(count)
+    ]
+
+
+def write_recipe(run: dict[str, Any], file: Path) -> Path:
+    """Makes a config file of plain values."""
+    file.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({json.dumps(json.dumps(run))}))\n"
+    )
+    return file
+
+
+def finish(processes: list[BaseProcess], seconds: float = 300) -> list[int | None]:
+    """Waits and returns exit codes, negative for signals; None for what takes longer, and ends."""
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def wait_for(condition: Callable[[], Any], processes: list[BaseProcess], seconds: float = 300):
+    """Waits for a condition that the processes will bring about; fails if one of them ends."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert all(process.is_alive() for process in processes), "ended too early"
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
+    return found
+
+
+def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by tree and name."""
+    found = {}
+    for tree in ("params", "frozen", "ema", "optimizer"):
+        with ocp.StandardCheckpointer() as checkpointer:
+            directory = workdir / "checkpoints" / str(step) / tree
+            saved = checkpointer.metadata(directory).item_metadata.tree
+            on_host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
+            restored = checkpointer.restore(directory, on_host)
+        paths = jax.tree_util.tree_flatten_with_path(restored)[0]
+        found |= {tree + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+    return found
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """What a run has recorded, but for how fast it went."""
+    file = workdir / "metrics.jsonl"
+    lines = file.read_text().splitlines(True) if file.exists() else []
+    found = (json.loads(line) for line in lines if line.endswith("\n"))
+    return [record for record in found if not any(name.startswith("speed/") for name in record)]
+
+
+def steps_done(workdir: Path) -> int:
+    """The last step that a run has recorded."""
+    return max((record["step"] for record in records(workdir)), default=0)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        return listener.getsockname()[1]
+
+
+def _train(arguments: list[str], devices: int, disk: int | None, log: str, cache: str) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1), os.dup2(output, 2)
+    from nova_jax import cli, train
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_disable_most_optimizations", True)
+    sys.argv = ["train", *arguments]
+    if disk is None:
+        cli.run(train.main)
+        return
+    with small_disk(disk) as place:
+        workdir = sys.argv[2].removeprefix("--workdir=")
+        sys.argv[2] = f"--workdir={place}/run"
+        try:
+            cli.run(train.main)
+        finally:
+            shutil.copytree(place / "run", workdir)
+
+
+def can_mount() -> bool:
+    """Whether `small_disk` works here."""
+    process = _CONTEXT.Process(target=_mount)
+    process.start()
+    return finish([process]) == [0]
+
+
+def _mount() -> None:
+    with small_disk(4096):
+        pass
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """A file system of this many bytes that only this process sees; it must have one thread."""
+    user, group = os.getuid(), os.getgid()
+    new_user, new_mounts = 0x10000000, 0x00020000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(new_user | new_mounts):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    with tempfile.TemporaryDirectory() as place:
+        if libc.mount(b"disk", place.encode(), b"tmpfs", 0, f"size={size}".encode()):
+            raise OSError(ctypes.get_errno(), "mount")
+        try:
+            yield Path(place)
+        finally:
+            libc.umount2(place.encode(), 2)

@@ -1,0 +1,154 @@
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from nova_jax.distributed.mesh import MeshConfig, make_mesh, shard_batch
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+from nova_jax.sampling.schedules import FlowMatchingSchedule
+from nova_jax.training import loop
+from nova_jax.training.config import TrainConfig
+from nova_jax.training.guard import GuardConfig, NumericsGuard, Spikes, make_diagnosis
+from nova_jax.training.state import EMAConfig, create_state
+from nova_jax.training.step import make_train_step
+
+CONFIG = NovaConfig.from_dict(small.VIDEO)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """A step, the diagnosis, a function that makes states, and a batch, all on a mesh."""
+    mesh = make_mesh(config=MeshConfig(fsdp=2, context=2))
+    optimizer, schedule = optax.adam(1e-3), FlowMatchingSchedule()
+    blueprint, state = create_state(CONFIG, optimizer, mesh, seed=0)
+    shared = {"mesh": mesh, "schedule": schedule, "loss_repeat": 1, "seed": 3}
+    step = make_train_step(
+        blueprint,
+        state,
+        optimizer=optimizer,
+        learning_rate=optax.constant_schedule(1e-3),
+        ema=EMAConfig(),
+        **shared,
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "latents": rng.normal(size=(8, 2, 12, 12, 3)).astype(np.float32),
+        "text": rng.normal(size=(8, 8, 16)).astype(np.float32),
+        "text_length": np.full(8, 8, np.int32),
+        "flow": np.ones(8, np.float32),
+        "fps": np.ones(8, np.float32),
+    }
+    copy = lambda: jax.tree.map(jnp.copy, state)  # noqa: E731 - a step takes its state away
+    return step, make_diagnosis(blueprint, **shared), copy, shard_batch(batch, mesh)
+
+
+def with_parameter(state, name, change):
+    flat = flatten_dict(state.params, sep=".")
+    flat[name] = jax.device_put(change(flat[name]), flat[name].sharding)
+    return dataclasses.replace(state, params=unflatten_dict(flat, sep="."))
+
+
+def test_a_step_that_is_not_finite_changes_nothing(trainer):
+    step, _, fresh, batch = trainer
+    before = fresh()
+    state, metrics = step(fresh(), batch | {"latents": batch["latents"] * jnp.nan})
+    assert metrics["skipped"] == 1 and not np.isfinite(metrics["loss"])
+    assert int(state.step) == 1
+    for name in ("params", "ema", "optimizer"):
+        same = jax.tree.map(np.array_equal, getattr(state, name), getattr(before, name))
+        assert all(jax.tree.leaves(same)), name
+    state, metrics = step(state, batch)
+    assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, before.params)))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "cause"),
+    [
+        ("spatial_decoder.mask_token", lambda x: x.at[0].set(jnp.nan), "the parameter spatial"),
+        # Finite parameters whose products are not.
+        ("text_embed.projection.bias", lambda x: x + 3e38, "the condition tokens"),
+        (
+            "spatial_decoder.decoder_blocks.block.norm2.scale",
+            lambda x: x + 3e38,
+            "spatial_decoder.decoder_blocks 0",
+        ),
+        ("diffusion_head.out.bias", lambda x: x + 3e38, "the loss, though"),
+    ],
+)
+def test_the_first_module_that_is_not_finite_is_named(trainer, name, change, cause):
+    _, diagnose, fresh, batch = trainer
+    assert diagnose(with_parameter(fresh(), name, change), batch, 1).startswith(cause)
+
+
+def test_a_bad_batch_is_named(trainer):
+    _, diagnose, fresh, batch = trainer
+    bad = batch | {"text": batch["text"].at[3, 0, 0].set(jnp.inf)}
+    assert diagnose(fresh(), bad, 1) == "the batch's text"
+    assert diagnose(fresh(), batch, 1).startswith("not when repeated")
+
+
+def watched(flags, **config):
+    """What the guard says of each step, with the warnings it gave."""
+    guard = NumericsGuard(GuardConfig(**config), lambda state, batch, step: f"cause {step}")
+    return [guard.watch(None, i, {}, {"skipped": flag}) for i, flag in enumerate(flags, 1)]
+
+
+def test_too_many_skipped_steps_in_a_row_ask_for_the_way_back(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert watched([0, 1, 1, 0, 1, 1, 1, 0], limit=3) == [False] * 7 + [True]
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == [
+        "step 2 skipped, its loss or gradients are not finite",
+        "step 5 skipped, its loss or gradients are not finite",
+    ]
+    with pytest.raises(NovaError, match=r"after going back 1 times \(cause 4\)"):
+        watched([1] * 20, limit=2, rollbacks=1)
+
+
+def test_spikes_stand_out_from_the_values_before_them():
+    rng, spikes = np.random.default_rng(0), Spikes(6.0)
+    steps = [{"loss": 1 + 0.1 * rng.normal(), "grad_norm": 2 + rng.normal()} for _ in range(200)]
+    steps[30]["loss"] = 100.0  # too early to tell
+    steps[150]["grad_norm"] = np.nan  # skipped, no spike
+    steps[180]["grad_norm"] = 50.0
+    found = [(i, *spike) for i, m in enumerate(steps) for spike in spikes.find("video", i, m)]
+    assert [f[:2] for f in found] == [(180, "grad_norm")]
+    assert found[0][2] > 20
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(
+    run, tmp_path, monkeypatch, caplog
+):
+    shard, seen = loop.shard_batch, []
+
+    def poisoned(batch, mesh):
+        seen.append(batch)
+        evaluation = run["evaluation"]["batches"]
+        if len(seen) - evaluation in (4, 5):
+            batch = batch | {"latents": batch["latents"] * np.nan}
+        return shard(batch, mesh)
+
+    monkeypatch.setattr(loop, "shard_batch", poisoned)
+    run |= {"checkpoint": {"every": 2}, "guard": {"limit": 2}, "samples": {"every": None}}
+    result = loop.train(TrainConfig.from_dict(run), tmp_path)
+    assert result.finished
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("step 4 skipped" in m and "the batch's latents" in m for m in messages)
+    assert "going back to the checkpoint of step 4" in messages
+    assert len(seen) == run["evaluation"]["batches"] + 6 + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"limit": 0}, "guard.limit"), ({"rollbacks": -1}, "rollbacks"), ({"spike": 0.0}, "spike")],
+)
+def test_limits_that_make_no_sense_are_refused(options, named):
+    with pytest.raises(NovaError, match=named):
+        GuardConfig(**options)
