@@ -1,0 +1,420 @@
+"""Training on prepared records: from moments and text features on disk to batches.
+
+A batch is a function of its number, as everywhere (`nova_jax.data.pipeline`): its place in a
+shuffled order says which records it holds, and a generator seeded by a sample's place draws its
+latents from their moments, chooses its caption and drops conditions. Records of one bucket make a
+batch, so that each bucket is one compiled step.
+
+Letters in shapes:
+
+    B records   T latent frames   h, w, C latent   L text rows   d text width
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+
+from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
+from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, iterate, share_of
+from nova_jax.data.records import (
+    Bucket,
+    Encoding,
+    Records,
+    probe_codec,
+    probe_text,
+    same_probe,
+)
+from nova_jax.data.transforms import Batch
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One prepared directory.
+
+    Attributes:
+      path: of the directory.
+      weight: how often each of its records is seen, compared with those of other sources.
+    """
+
+    path: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise NovaError(f"the weight of {self.path} is {self.weight}; it must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentsConfig:
+    """Records that `nova_jax.prepare` wrote.
+
+    Attributes:
+      type: "latents".
+      sources: where they are.
+      latent_frames: of the clips that evaluation is on; by default the model's base number.
+      held_out: the last so many records of that length are for evaluation alone. With 0
+        it looks at records of training.
+      fps: what samples are drawn with, and generation unless told otherwise.
+    """
+
+    type: Literal["latents"] = "latents"
+    sources: tuple[SourceConfig, ...]
+    latent_frames: int | None = None
+    held_out: int = 64
+    fps: float = 12.0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise NovaError("dataset.sources is empty; name at least one prepared directory")
+        if self.held_out < 0:
+            raise NovaError(f"dataset.held_out is {self.held_out}; it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Records of one shape, from one or several sources, by one index.
+
+    Attributes:
+      sources: the directories.
+      indices: of the records that each contributes.
+    """
+
+    sources: tuple[Records, ...]
+    indices: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.indices))
+
+    def read(self, places: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Records at places 0 to len(self) - 1; each says the number of its source."""
+        places = np.asarray(places)
+        starts = np.cumsum([0, *map(len, self.indices)])
+        which = np.searchsorted(starts, places, side="right") - 1
+        found: list[dict[str, Any]] = [{} for _ in places]
+        for number in np.unique(which):
+            here = np.flatnonzero(which == number)
+            wanted = self.indices[number][places[here] - starts[number]]
+            for place, record in zip(here, self.sources[number].read(wanted), strict=True):
+                found[place] = record | {"encoding": self.sources[number].metadata.encoding}
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MakeBatch:
+    """Reads records and makes a training batch of them.
+
+    What is drawn for a sample depends on its number in the stream alone, not on the batch or the
+    process that it is in.
+
+    Attributes:
+      pool: the records.
+      model: what the batch is for.
+      config: probabilities.
+      seed: of everything drawn; None draws nothing: the mean of the moments, the long caption,
+        nothing dropped.
+      picture_fps: what the model is told of pictures.
+      keep_captions: see `nova_jax.data.datasets.build_dataset`.
+    """
+
+    pool: Pool
+    model: NovaConfig
+    config: DataConfig
+    seed: int | None
+    picture_fps: float
+    keep_captions: bool
+
+    def __call__(self, numbers_and_places: tuple[np.ndarray, np.ndarray]) -> Batch:
+        """Returns what `nova_jax.data.pipeline.Dataset` calls a batch; text is float16.
+
+        Args:
+          numbers_and_places: of B samples in the stream, and of their records in the pool.
+        """
+        numbers, places = numbers_and_places
+        records = self.pool.read(places)
+        model, frames = self.model, records[0]["moments"].shape[0]
+        length = model.text_length or 0
+        batch: Batch = {
+            "latents": np.empty(
+                (len(records), frames, *model.latent_size, model.latent_channels), np.float32
+            ),
+            "flow": np.empty(len(records), np.float32),
+            "fps": np.empty(len(records), np.float32),
+        }
+        if model.text_dim is None:
+            batch["label"] = np.empty(len(records), np.int32)
+        else:
+            # float16 as on disk: half the way to the device.
+            batch["text"] = np.zeros((len(records), length, model.text_dim), np.float16)
+            batch["text_length"] = np.zeros(len(records), np.int32)
+        captions, drops = [], []
+        for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
+            rng = None if self.seed is None else np.random.default_rng([self.seed, int(number)])
+            short, dropped, any_flow = self._choices(rng)
+            batch["latents"][i] = draw_latents(record, rng)
+            batch["flow"][i] = self.config.default_flow if any_flow else record["flow"]
+            batch["fps"][i] = record["fps"] if frames > 1 else self.picture_fps
+            # A record without a short caption has only the long one.
+            form = "short_" if short and record["short_caption"] else ""
+            if model.text_dim is None:
+                batch["label"][i] = model.num_classes if dropped else record["label"]
+            elif not dropped:
+                rows = record[f"{form}text"][:length]
+                batch["text"][i, : len(rows)] = rows
+                batch["text_length"][i] = len(rows)
+            captions.append(record[f"{form}caption"])
+            drops.append(dropped)
+        if self.keep_captions:
+            batch |= {"caption": captions, "dropped": np.array(drops)}
+        return batch
+
+    def _choices(self, rng: np.random.Generator | None) -> tuple[bool, bool, bool]:
+        """Whether to take the short caption, to drop the caption, and to drop the motion score."""
+        if rng is None:
+            return False, False, False
+        config = self.config
+        short, dropped, any_flow = rng.random(3) < (
+            config.short_caption_fraction,
+            config.text_dropout,
+            config.flow_dropout,
+        )
+        return bool(short), bool(dropped), bool(any_flow)
+
+
+def draw_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
+    """Latents of a record as the transformer sees them, float32 [T, h, w, C].
+
+    z = mean + exp(½ · clip(logvar, -30, 20)) · noise, then (z - shift) · scale; without a generator
+    the mean.
+    """
+    encoding: Encoding = record["encoding"]
+    channels, moments = encoding.channels, record["moments"]
+    latents = moments[..., :channels].astype(np.float32)
+    if rng is not None and encoding.moments > channels:
+        deviation = moments[..., channels:].astype(np.float32)
+        np.clip(deviation, -30, 20, out=deviation)
+        deviation *= 0.5
+        np.exp(deviation, out=deviation)
+        deviation *= rng.standard_normal(deviation.shape, np.float32)
+        latents += deviation
+    latents -= np.asarray(encoding.shift, np.float32)
+    latents *= np.asarray(encoding.scale, np.float32)
+    return latents
+
+
+class LatentsDataset:
+    """A `nova_jax.data.pipeline.Dataset` of prepared records.
+
+    Args:
+      config: where they are.
+      model: what they are for; records of other sizes are left out, with a warning.
+      codec, text_encoder: of the run, if it has them: they must be those of the records.
+      keep_captions: see `nova_jax.data.datasets.build_dataset`.
+
+    Raises:
+      NovaError: a directory cannot be used, or nothing in it fits the model or the run.
+    """
+
+    def __init__(
+        self,
+        config: LatentsConfig,
+        model: NovaConfig,
+        codec: VideoCodec | None = None,
+        text_encoder: TextEncoder | None = None,
+        *,
+        keep_captions: bool = False,
+    ) -> None:
+        self.config, self.model, self.keep_captions = config, model, keep_captions
+        self.sources = tuple(Records(Path(source.path)) for source in config.sources)
+        for source in self.sources:
+            _check_encoding(source, model, codec, text_encoder)
+        self.shapes, left_out = self._shapes()
+        if left_out:
+            logger.warning(
+                "%d records of other sizes than the model's %dx%d latents are left out",
+                left_out,
+                *model.latent_size,
+            )
+        self.main = config.latent_frames or model.frames
+        if not any(frames == self.main for frames in self.shapes):
+            there = {bucket.name for source in self.sources for bucket in source.metadata.buckets}
+            raise NovaError(
+                f"config.dataset has no records of {self.main} latent frames of "
+                f"{model.latent_size[0]}x{model.latent_size[1]}, only clips of "
+                f"{', '.join(sorted(there))}; change config.model or prepare such clips"
+            )
+        size = len(self._pool(self.main, held_out=False))
+        if config.held_out and size < 1:
+            raise NovaError(
+                f"dataset.held_out {config.held_out} leaves no record to train on; make it smaller"
+            )
+
+    def requirements(self) -> Mapping[str, tuple[Any, str]]:
+        """See `nova_jax.data.pipeline.Dataset`; what else must fit is checked when it is made."""
+        return {}
+
+    def batches(
+        self, config: DataConfig, process_index: int = 0, process_count: int = 1
+    ) -> grain.DatasetIterator:
+        """See `nova_jax.data.pipeline.Dataset`."""
+
+        def stream(frames: int, size: str) -> grain.MapDataset:
+            whole = getattr(config, size)
+            share = share_of(whole, process_count, size)
+            mine = slice(process_index * share, (process_index + 1) * share)
+            pool = self._pool(frames, held_out=False)
+            seeds = np.random.SeedSequence([config.seed, frames]).generate_state(2)
+            order = self._order(pool, int(seeds[0])).map_with_index(lambda i, place: (i, place))
+            make = self._make(pool, config, seed=int(seeds[1]))
+            return order.batch(whole).map(lambda batch: make((batch[0][mine], batch[1][mine])))
+
+        def mixed(lengths: Sequence[int], size: str) -> grain.MapDataset:
+            sizes = [len(self._pool(frames, held_out=False)) for frames in lengths]
+            streams = [stream(frames, size) for frames in lengths]
+            if len(streams) == 1:
+                return streams[0]
+            return grain.MapDataset.mix(streams, [s / sum(sizes) for s in sizes])
+
+        longer = [frames for frames in self.shapes if frames > 1]
+
+        def pictures() -> grain.MapDataset:
+            if 1 not in self.shapes:
+                raise NovaError(
+                    "config.dataset has no pictures; set data.video_fraction to 1 and "
+                    "data.picture_batches_first to 0, or prepare some"
+                )
+            return mixed([1], "image_batch_size")
+
+        if self.model.frames == 1:
+            return iterate(mixed([1], "batch_size"), config)
+        return alternate(lambda: mixed(longer, "batch_size"), pictures, config)
+
+    def held_out(
+        self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
+    ) -> Iterator[Mapping[str, Any]]:
+        """See `nova_jax.data.pipeline.Dataset`; few records are taken more than once."""
+        share = share_of(config.batch_size, process_count, "batch_size")
+        pool = self._pool(self.main, held_out=bool(self.config.held_out))
+        make = self._make(pool, config, seed=None)
+        for number in range(count):
+            first = number * config.batch_size + process_index * share
+            places = np.arange(first, first + share)
+            yield make((places, places % len(pool)))
+
+    def _make(self, pool: Pool, config: DataConfig, *, seed: int | None) -> MakeBatch:
+        return MakeBatch(
+            pool=pool,
+            model=self.model,
+            config=config,
+            seed=seed,
+            picture_fps=self.config.fps,
+            keep_captions=self.keep_captions,
+        )
+
+    def _shapes(self) -> tuple[list[int], int]:
+        """Lengths of the records that fit the model, and how many do not."""
+        shapes: set[int] = set()
+        left_out = 0
+        for source in self.sources:
+            for number, bucket in enumerate(source.metadata.buckets):
+                frames = bucket.latent[0]
+                fits = tuple(bucket.latent[1:]) == self.model.latent_size
+                if fits and (self.model.frames > 1 or frames == 1):
+                    shapes.add(frames)
+                else:
+                    left_out += len(source.of_bucket(number))
+        return sorted(shapes), left_out
+
+    def _pool(self, frames: int, *, held_out: bool) -> Pool:
+        """Records of this length; those kept for evaluation, or all others."""
+        shape = (frames, *self.model.latent_size)
+
+        def of(source: Records) -> np.ndarray:
+            numbers = [
+                number
+                for number, bucket in enumerate(source.metadata.buckets)
+                if _shape(bucket) == shape
+            ]
+            parts = [source.of_bucket(number) for number in numbers]
+            return np.concatenate(parts) if parts else np.arange(0)
+
+        indices = [of(source) for source in self.sources]
+        if frames == self.main:
+            # From the end, source by source from the last: neighbors are of one video.
+            left = self.config.held_out
+            for number in reversed(range(len(indices))):
+                kept = min(left, len(indices[number]))
+                cut = len(indices[number]) - kept
+                indices[number] = indices[number][cut:] if held_out else indices[number][:cut]
+                left -= kept
+        return Pool(self.sources, tuple(indices))
+
+    def _order(self, pool: Pool, seed: int) -> grain.MapDataset:
+        """An endless order of the records of a pool, shuffled anew each epoch."""
+        sizes = [len(indices) for indices in pool.indices]
+        weights = [source.weight for source in self.config.sources]
+        if len({w for w, size in zip(weights, sizes, strict=True) if size}) == 1:
+            return grain.MapDataset.range(len(pool)).shuffle(seed=seed).repeat(EPOCHS)
+        starts = np.cumsum([0, *sizes])
+        streams = [
+            grain.MapDataset.range(int(start), int(start + size)).shuffle(seed=seed).repeat(EPOCHS)
+            for start, size in zip(starts, sizes, strict=False)
+            if size
+        ]
+        shares = np.array([w * size for w, size in zip(weights, sizes, strict=True) if size])
+        return grain.MapDataset.mix(streams, list(shares / shares.sum()))
+
+
+def _shape(bucket: Bucket) -> tuple[int, ...]:
+    return tuple(bucket.latent)
+
+
+def _check_encoding(
+    source: Records,
+    model: NovaConfig,
+    codec: VideoCodec | None,
+    text_encoder: TextEncoder | None,
+) -> None:
+    """Raises a `NovaError` if records are not of what the run uses."""
+    encoding = source.metadata.encoding
+    if encoding is None:
+        raise NovaError(
+            f"{source.directory} holds pixels (--raw), not latents; give dataset.type 'raw'"
+        )
+    facts = [("latent_channels", model.latent_channels, encoding.channels)]
+    if model.text_dim is not None:
+        facts.append(("text_dim", model.text_dim, encoding.text_dim))
+    for name, wanted, there in facts:
+        if wanted != there:
+            raise NovaError(
+                f"config.model.{name} is {wanted}, the records of {source.directory} have {there}; "
+                "make them equal"
+            )
+    if model.text_length is not None and encoding.text_length < model.text_length:
+        logger.warning(
+            "captions in %s are cut at %d tokens, config.model.text_length is %d",
+            source.directory,
+            encoding.text_length,
+            model.text_length,
+        )
+    probes = {
+        "codec": codec is None or same_probe(encoding.codec_probe, probe_codec(codec)),
+        "text_encoder": text_encoder is None
+        or same_probe(encoding.text_probe, probe_text(text_encoder)),
+    }
+    for section, same in probes.items():
+        if not same:
+            raise NovaError(
+                f"config.{section} is not what {source.directory} was prepared with, which was "
+                f"that of {encoding.source}; use that one, or prepare the data again"
+            )
