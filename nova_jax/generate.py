@@ -2,19 +2,23 @@
 
     python -m nova_jax.generate --prompt="a red seven moves slowly to the left"
     python -m nova_jax.generate --checkpoint=DIR --prompt_file=prompts.txt --out=DIR --gif
+    python -m nova_jax.generate --export=digits.zip
 
 Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths;
 nothing that exists is overwritten. Small videos are enlarged by a whole factor for viewing.
+With --export nothing is generated; docs/export.md has what is written and how it is run.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from nova_jax import cli, media
 from nova_jax.errors import NovaError
+from nova_jax.export import destination, export
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 
 CHECKPOINT = flags.DEFINE_string(
@@ -34,7 +38,9 @@ COPIES = flags.DEFINE_integer("num_images_per_prompt", 1, "Samples of each.", lo
 DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Type of the computation; half the memory."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Most videos made together.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Most videos made together, 32 by default; 1 in an export.", lower_bound=1
+)
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 GIF = flags.DEFINE_bool("gif", False, "Write GIFs, not MP4s.")
 FPS = flags.DEFINE_float(
@@ -43,6 +49,11 @@ FPS = flags.DEFINE_float(
 UPSCALE = flags.DEFINE_integer(
     "upscale", 192, "Enlarge by a whole factor to at least this short side; 1: no.", lower_bound=1
 )
+EXPORT = flags.DEFINE_string(
+    "export", None, "Write programs that generate without this package to this .zip file instead."
+)
+# What an export has no place for: it is given when the programs are run.
+LATER = (PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, SEED, COPIES, OUT, GIF, FPS, UPSCALE)
 
 # Sampling options: the pipeline's, by their names there; the checkpoint's defaults if not given.
 OPTIONS = {
@@ -72,7 +83,24 @@ OPTIONS = {
 
 
 def main() -> None:
-    """Reads the prompts, loads the model, generates and writes."""
+    """Reads the prompts, loads the model, generates and writes; or exports."""
+    options: dict[str, Any] = {name: flag.value for name, flag in OPTIONS.items()}
+    if EXPORT.value is not None:
+        if given := next((flag.name for flag in LATER if flag.present), None):
+            raise NovaError(
+                f"--{given} has no place in an export, whose programs take prompts and seeds when "
+                "they run; leave it away"
+            )
+        destination(EXPORT.value)  # says before anything is loaded what is wrong with it
+        files = export(
+            _load(CHECKPOINT.value),
+            EXPORT.value,
+            batch_size=BATCH_SIZE.value or 1,
+            num_frames=FRAMES.value,
+            **options,
+        )
+        print(*files, sep="\n")
+        return
     prompts = [*PROMPT.value, *(_read_prompts(PROMPT_FILE.value) if PROMPT_FILE.value else [])]
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
@@ -85,8 +113,8 @@ def main() -> None:
         num_frames=FRAMES.value,
         seed=SEED.value,
         num_images_per_prompt=COPIES.value,
-        batch_size=BATCH_SIZE.value,
-        **{name: flag.value for name, flag in OPTIONS.items()},
+        batch_size=BATCH_SIZE.value or 32,
+        **options,
     )
 
     for index, clip in enumerate(videos.frames):

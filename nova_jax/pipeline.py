@@ -131,6 +131,19 @@ class NovaPipeline:
         """
         loaded = load_model(directory, which=which, checkpoint=checkpoint, dtype=dtype)
         config = loaded.config
+        missing = [
+            part
+            for part, value, needed in (
+                ("codec", loaded.codec, True),
+                ("text_encoder", loaded.text_encoder, loaded.model.config.text_dim is not None),
+            )
+            if needed and value is None
+        ]
+        if missing or loaded.codec is None:
+            raise NovaError(
+                f"{directory} was trained on latents and names no {' and no '.join(missing)}; put "
+                'that of the data into its config.json, as {"type": "released", "source": DIR}'
+            )
         return cls(
             loaded.model,
             loaded.schedule,
@@ -292,22 +305,18 @@ class NovaPipeline:
                     f"{len(without)} negative prompts for {len(texts)} prompts; give one, or one "
                     "for each"
                 )
-        frames = self._latent_frames(max_latent_length, num_frames)
+        frames = self.latent_frames(max_latent_length, num_frames)
         given, spread = self._given(image, latents, len(texts), frames)
-        sampling = _override(
-            self.sampling,
+        sampling = self.sampling_with(
             num_inference_steps=num_inference_steps,
             num_diffusion_steps=num_diffusion_steps,
             flow_shift=flow_shift,
             sampler=sampler,
-            guidance=_override(
-                self.sampling.guidance,
-                scale=guidance_scale,
-                min_scale=min_guidance_scale,
-                trunc=guidance_trunc,
-                renorm=guidance_renorm,
-                image_scale=image_guidance_scale,
-            ),
+            guidance_scale=guidance_scale,
+            min_guidance_scale=min_guidance_scale,
+            guidance_trunc=guidance_trunc,
+            guidance_renorm=guidance_renorm,
+            image_guidance_scale=image_guidance_scale,
         )
         flow = self.motion_flow if motion_flow is None else motion_flow
 
@@ -396,7 +405,38 @@ class NovaPipeline:
                 )
         return rows
 
-    def _latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
+    def sampling_with(
+        self,
+        *,
+        num_inference_steps: int | None = None,
+        num_diffusion_steps: int | None = None,
+        flow_shift: float | None = None,
+        sampler: Implementation | None = None,
+        guidance_scale: float | None = None,
+        min_guidance_scale: float | None = None,
+        guidance_trunc: float | None = None,
+        guidance_renorm: float | None = None,
+        image_guidance_scale: float | None = None,
+    ) -> SamplingConfig:
+        """How samples are drawn with these options, see `__call__`; None: as in `sampling`."""
+        return _override(
+            self.sampling,
+            num_inference_steps=num_inference_steps,
+            num_diffusion_steps=num_diffusion_steps,
+            flow_shift=flow_shift,
+            sampler=sampler,
+            guidance=_override(
+                self.sampling.guidance,
+                scale=guidance_scale,
+                min_scale=min_guidance_scale,
+                trunc=guidance_trunc,
+                renorm=guidance_renorm,
+                image_scale=image_guidance_scale,
+            ),
+        )
+
+    def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
+        """T of a request in latent frames or in frames; without one, the pipeline's own."""
         if max_latent_length is not None and num_frames is not None:
             raise NovaError("max_latent_length and num_frames are given; give one of them")
         frames = self.frames if max_latent_length is None else max_latent_length

@@ -14,7 +14,7 @@ from nova_jax import media
 from nova_jax.checkpoints.rules import autoencoder_table
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from nova_jax.distributed.mesh import make_mesh
+from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 
@@ -212,7 +212,7 @@ def test_a_key_is_as_good_as_a_seed(released):
 
 
 def test_parameters_can_be_split_over_a_mesh(released):
-    mesh = make_mesh(jax.devices()[:4], fsdp=2, tensor=2)
+    mesh = make_mesh(jax.devices()[:4], MeshConfig(fsdp=2, tensor=2))
     spread = NovaPipeline.from_pretrained(RELEASED, mesh=mesh)
     prompts = ["one", "two", "three"]
     difference = run(spread, prompts).latents - run(released, prompts).latents

@@ -1,0 +1,280 @@
+"""Generation as files that run without this package, on CPU, CUDA and TPU.
+
+    NAME.zip
+        about.json       what the programs take and give, how prompts get in, frames, rate, options
+        text             tokens of prompts to text features; not of class-conditional models
+        generate         text features or labels, and seeds, to the frames of videos
+        tokenizer.json   where tokens are a tokenizer's
+    NAME.safetensors     the weights of both, by name
+
+A program is what `jax.export` writes: one for all platforms, with weights as arguments. The script
+that runs it is in docs/export.md.
+
+Letters: B videos, L text rows, d text width, F pixel frames, H×W pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+from jax import export as jax_export
+
+import nova_jax
+from nova_jax.codecs.autoencoder import AutoencoderCodec
+from nova_jax.codecs.hashed_text import HashedTextEncoder, vectors
+from nova_jax.codecs.phi_text import PhiTextEncoder
+from nova_jax.codecs.pixels import to_uint8
+from nova_jax.errors import NovaError
+from nova_jax.kernels.device import ANY, target
+from nova_jax.models.nova import Conditions
+from nova_jax.pipeline import NovaPipeline
+from nova_jax.sampling.generate import SamplingConfig, generate_in_one
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+#: Of about.json, raised when a script for an older one would not do.
+VERSION = 1
+
+Weights = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A function of weights and named inputs.
+
+    Attributes:
+        function: to be traced.
+        modules: what has the weights, by the start of their names.
+        inputs: shapes and types.
+        defaults: what inputs usually are, where that is not zero.
+    """
+
+    function: Callable[..., jax.Array]
+    modules: Mapping[str, nnx.Module]
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def export(
+    pipeline: NovaPipeline,
+    file: str | os.PathLike[str],
+    *,
+    batch_size: int = 1,
+    num_frames: int | None = None,
+    max_latent_length: int | None = None,
+    motion_flow: float | None = None,
+    **options: Any,
+) -> tuple[Path, Path]:
+    """Writes generation by a pipeline; see the top of the file.
+
+    Args:
+        pipeline: what to export.
+        file: ends in ``.zip``; the weights are beside it.
+        batch_size: B.
+        num_frames, max_latent_length: length of the videos, see `NovaPipeline.__call__`.
+        motion_flow: what the program's input of this name is unless told otherwise.
+        **options: how samples are drawn, see `NovaPipeline.sampling_with`; fixed in the program.
+
+    Returns:
+        The two files.
+
+    Raises:
+        NovaError: a file exists already, or an option does not fit the model.
+    """
+    files = destination(file)
+    frames = pipeline.latent_frames(max_latent_length, num_frames)
+    sampling = pipeline.sampling_with(**options)
+    if sampling.sampler == "pallas":
+        raise NovaError(
+            'sampler "pallas" is for the machine it runs on, an export is for all; leave it away'
+        )
+    flow = pipeline.motion_flow if motion_flow is None else motion_flow
+    programs = {"generate": _generation(pipeline, batch_size, frames, flow, sampling)}
+    tokens: dict[str, Any] | None = None
+    contents: dict[str, bytes | str] = {}
+    if pipeline.text_encoder is not None:
+        programs["text"], tokens, tokenizer = _text(pipeline, batch_size)
+        contents |= {} if tokenizer is None else {"tokenizer.json": tokenizer}
+    about: dict[str, Any] = {
+        "format": "nova_jax generation",
+        "version": VERSION,
+        "made_by": {"nova_jax": nova_jax.__version__, "jax": jax.__version__},
+        "platforms": PLATFORMS,
+        "fps": pipeline.fps,
+        "latent_frames": frames,
+        "sampling": dataclasses.asdict(sampling),
+        "tokens": tokens,
+        "programs": {},
+    }
+    weights: Weights = {}
+    for name, program in programs.items():
+        exported, used = _export(program)
+        contents[name] = bytes(exported.serialize())
+        weights |= used
+        about["programs"][name] = {
+            "inputs": {
+                key: _described(value) | {"default": program.defaults.get(key, 0)}
+                for key, value in program.inputs.items()
+            },
+            "output": _described(exported.out_avals[0]),
+            "weights": list(used),
+        }
+    contents["about.json"] = json.dumps(about, indent=1)
+    _write(files, contents, weights)
+    return files
+
+
+def destination(file: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The files of an export.
+
+    Raises:
+        NovaError: it is no name for one, a file exists, or the place cannot be written to.
+    """
+    path = Path(file)
+    if path.suffix != ".zip":
+        raise NovaError(f"{path} would be a zip archive; name it {path.name}.zip")
+    files = (path, path.with_suffix(".safetensors"))
+    for path in files:
+        if path.exists():
+            raise NovaError(f"{path} exists already; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise NovaError(f"{path.parent} cannot be written to; choose another place")
+    return files
+
+
+def _write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
+    """Both files, or none where there is no room."""
+    try:
+        with zipfile.ZipFile(files[0], "x", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in contents.items():
+                archive.writestr(name, content)
+        tensors = {name: np.asarray(value) for name, value in weights.items()}
+        safetensors.numpy.save_file(tensors, files[1])
+        files[1].chmod(files[0].stat().st_mode)  # safetensors keeps it to its owner
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+
+
+def _generation(
+    pipeline: NovaPipeline, batch: int, frames: int, flow: float, sampling: SamplingConfig
+) -> Program:
+    """Conditions and seeds to frames."""
+    config, codec, schedule = pipeline.config, pipeline.codec, pipeline.schedule
+    modules: dict[str, nnx.Module] = {"transformer": pipeline.model}
+    if isinstance(codec, AutoencoderCodec):
+        modules["vae"] = codec.network
+
+    def function(
+        modules: Mapping[str, Any],
+        *,
+        seed: jax.Array,
+        label: jax.Array | None = None,
+        text: jax.Array | None = None,
+        text_length: jax.Array | None = None,
+        negative_text: jax.Array | None = None,
+        negative_length: jax.Array | None = None,
+        motion_flow: jax.Array | None = None,
+    ) -> jax.Array:
+        fps = None if motion_flow is None else jnp.full_like(motion_flow, pipeline.fps)
+        conditions = Conditions(text, text_length, motion_flow, fps, label)
+        negative = None
+        if negative_text is not None:
+            negative = Conditions(negative_text, negative_length, motion_flow, fps)
+        # A sample's number among those of its prompt is 0.
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seed)
+        latents = generate_in_one(
+            modules["transformer"],
+            schedule,
+            conditions,
+            frames=frames,
+            config=sampling,
+            keys=keys,
+            negative=negative,
+        )
+        decoder = codec
+        if isinstance(codec, AutoencoderCodec):
+            decoder = codec.with_network(modules["vae"])
+        return jnp.asarray(to_uint8(decoder.decode(latents)))
+
+    inputs = {"seed": jax.ShapeDtypeStruct((batch,), jnp.uint32)}
+    count = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    if pipeline.text_encoder is None:
+        inputs["label"] = count
+    else:
+        shape = (batch, config.text_length or 0, pipeline.text_encoder.dim)
+        rows = jax.ShapeDtypeStruct(shape, jnp.float32)
+        inputs |= {"text": rows, "text_length": count}
+        if sampling.guidance.passes > 1:
+            inputs |= {"negative_text": rows, "negative_length": count}
+    if config.is_video:
+        inputs["motion_flow"] = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    return Program(function, modules, inputs, {"motion_flow": flow})
+
+
+def _text(pipeline: NovaPipeline, batch: int) -> tuple[Program, dict[str, Any], str | None]:
+    """Tokens to features; what tokens are; the tokenizer's file."""
+    length, encoder = pipeline.config.text_length or 0, pipeline.text_encoder
+    ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    if isinstance(encoder, PhiTextEncoder):
+
+        def states(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
+            return modules["phi"](tokens).astype(jnp.float32)
+
+        tokenizer = encoder.tokenizer.backend_tokenizer.to_str()
+        about = {"kind": "tokenizer", "file": "tokenizer.json"}
+        return Program(states, {"phi": encoder.network}, {"tokens": ids}), about, tokenizer
+    assert isinstance(encoder, HashedTextEncoder)
+
+    def hashed(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
+        return jnp.asarray(encoder.placed(vectors(tokens)))
+
+    digests = jax.ShapeDtypeStruct((*ids.shape, encoder.dim), jnp.uint16)
+    return Program(hashed, {}, {"tokens": digests}), {"kind": encoder.TYPE}, None
+
+
+def _export(program: Program) -> tuple[jax_export.Exported, Weights]:
+    """The program for all platforms, and the weights that it uses."""
+    split = {part: nnx.split(module) for part, module in program.modules.items()}
+    variables = {
+        ".".join([part, *map(str, path)]): (part, path, variable)
+        for part, (_, state) in split.items()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+    def function(weights: Weights, **inputs: jax.Array) -> jax.Array:
+        states: dict[str, list[Any]] = {part: [] for part in split}
+        for name, (part, path, variable) in variables.items():
+            value = weights.get(name, variable.get_value())
+            states[part].append((path, variable.replace(value)))
+        modules = {
+            part: nnx.merge(graph, nnx.from_flat_state(states[part]))
+            for part, (graph, _) in split.items()
+        }
+        return program.function(modules, **inputs)
+
+    def exported(weights: Weights) -> jax_export.Exported:
+        return jax_export.export(jax.jit(function), platforms=PLATFORMS)(weights, **program.inputs)
+
+    weights = {name: variables[name][2].get_value() for name in sorted(variables)}
+    with target(ANY):
+        # What a program takes it must be given, so that it is asked first what it uses.
+        kept = set(exported(weights).module_kept_var_idx)
+        used = {name: value for i, (name, value) in enumerate(weights.items()) if i in kept}
+        return exported(used), used
+
+
+def _described(value: Any) -> dict[str, Any]:
+    return {"dtype": str(value.dtype), "shape": list(value.shape)}
