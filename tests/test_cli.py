@@ -77,6 +77,13 @@ CASES = {
                              "damaged or cut short"),
     "impossible guidance": ("generate", "--checkpoint={model} --prompt=x --guidance_renorm=3",
                             "renorm 3"),
+    "export of a prompt": ("generate", "--export={new}.zip --prompt=x",
+                           "--prompt has no place in an export"),
+    "export to a file that exists": ("generate", "--checkpoint=nowhere --export={archive}",
+                                     "archive.zip exists already; choose another name"),
+    "export to nowhere": ("generate", "--export={blank}/x.zip", "blank.txt"),
+    "export by the kernel": ("generate", "--checkpoint={model} --export={new}.zip --sampler=pallas",
+                             'sampler "pallas" is for the machine it runs on'),
     "checkpoint of other videos": ("evaluate", "{config} --checkpoint={model} --out={new}",
                                    "give the --config it was trained with"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
@@ -89,6 +96,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
     Image.fromarray(np.full((30, 50, 3), 99, np.uint8)).save(folder / "picture.png")
     (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:60])
     (folder / "blank.txt").write_text("\n  \n")
+    (folder / "archive.zip").touch()
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"_class_name": "NOVATransformer3DModel"}')
@@ -103,6 +111,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "broken_image": str(folder / "broken.png"),
         "blank": str(folder / "blank.txt"),
         "broken_config": str(folder / "broken.py"),
+        "archive": str(folder / "archive.zip"),
         "foreign": str(folder / "foreign"),
         "truncated": str(folder / "truncated"),
     }

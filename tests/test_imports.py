@@ -17,7 +17,7 @@ LAYERS = (
     ("models", "kernels"),
     ("sampling", "codecs"),
     ("checkpoints", "data", "distributed"),
-    ("training", "pipeline", "evaluation"),
+    ("training", "pipeline", "evaluation", "export"),
     (
         "cli",
         "train",
