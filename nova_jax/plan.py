@@ -8,7 +8,6 @@ generation of N samples at once. docs/plans.md says how to read what is printed.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 
 import jax
 from absl import flags
@@ -19,7 +18,15 @@ from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.distributed.topology import Topology
 from nova_jax.errors import NovaError
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.planning import Plan, batch_of, estimates, plan_generation, plan_training
+from nova_jax.training.estimates import batch_of, estimates
+from nova_jax.training.planning import (
+    mesh_text,
+    plan_generation,
+    plan_training,
+    report,
+    size_text,
+    times,
+)
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, such as configs/digits_t2v.py; --config.key=value changes it."
@@ -79,35 +86,6 @@ def rank(config: TrainConfig, topology: Topology) -> None:
         print("", *report(plans[0]), sep="\n")
 
 
-def report(plan: Plan) -> list[str]:
-    """Lines that say all of a training plan."""
-    machine = plan.topology.machine
-    lines = [f"mesh: {mesh_text(plan)}", "each device:"]
-    lines += [f"  {name:14} {size_text(size):>10}" for name, size in plan.sizes.items()]
-    lines += [f"  {'temporaries':14} {size_text(plan.temporaries):>10}  activations, gradients"]
-    room = "" if math.isinf(machine.memory) else f" of {size_text(machine.memory)}"
-    verdict = "" if plan.fits else "; DOES NOT FIT"
-    lines += [f"  {'peak':14} {size_text(plan.peak):>10}{room}{verdict}"]
-    if plan.costs is None:
-        return lines
-    extra = plan.costs.flops / plan.model_flops
-    lines += [
-        f"  {'FLOPs':14} {plan.costs.flops / 1e12:7.2f} T   {extra:.2f} x the model's",
-        f"  {'memory traffic':14} {size_text(plan.costs.bytes):>10}",
-    ]
-    for kind, (count, size) in sorted(plan.costs.by_kind().items()):
-        lines += [f"  {kind:14} {size_text(size):>10}  in {count:.0f}"]
-    if not machine.flops:
-        return lines
-    parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan.seconds.items())
-    lines += [
-        f"roofline: {parts}",
-        f"time: {times(plan.overlapped, plan.serial)}, MFU {100 * plan.mfu(plan.serial):.0f} to "
-        f"{100 * plan.mfu(plan.overlapped):.0f} %",
-    ]
-    return lines
-
-
 def report_generation(config: TrainConfig, topology: Topology, samples: int) -> None:
     """Prints what generation takes."""
     sampling = config.sampling
@@ -116,24 +94,6 @@ def report_generation(config: TrainConfig, topology: Topology, samples: int) -> 
         f"{sampling.num_inference_steps} x {sampling.num_diffusion_steps} steps"
     )
     print(*report(plan_generation(config, topology, samples)), sep="\n")
-
-
-def mesh_text(plan: Plan) -> str:
-    """A plan's mesh."""
-    return ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
-
-
-def size_text(size: float) -> str:
-    """Bytes, in GB or what fits them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size / 1e3:.1f} kB"
-
-
-def times(least: float, most: float) -> str:
-    """A range of seconds."""
-    return f"{least:.3g} to {most:.3g} s"
 
 
 def versions(topology: Topology) -> str:

@@ -23,9 +23,9 @@ from nova_jax.data.clips import read_clips
 from nova_jax.data.imports import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.data.inspection import write_page
 from nova_jax.data.manifest import Item, Skip, read_manifest
-from nova_jax.data.preparation import REPORT, Encoders, PrepareConfig, Report, prepare
+from nova_jax.data.preparation import REPORT, Encoders, PrepareConfig, parse_shard, prepare
 from nova_jax.data.records import probe_codec, read_metadata, same_probe
-from nova_jax.distributed.multihost import stop_requests
+from nova_jax.distributed.multihost import launched_as, stop_requests
 from nova_jax.errors import NovaError
 from nova_jax.training.config import from_dict
 
@@ -47,16 +47,6 @@ SHARD = flags.DEFINE_string("shard", None, "i/n: do every n-th row, from i; 0/1 
 INSPECT = flags.DEFINE_string("inspect", None, "Finished directory to write a page about.")
 STRICT = flags.DEFINE_bool("strict", False, "Stop at the first input that cannot be used.")
 
-# What launchers call a process's number, and how many there are.
-_LAUNCHERS = (
-    ("SLURM_PROCID", "SLURM_NTASKS"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
-    ("RANK", "WORLD_SIZE"),
-)
-_SHOWN = 5  # skipped inputs that are printed; the report has all
-
 
 def main() -> None:
     """Runs the command."""
@@ -70,7 +60,7 @@ def main() -> None:
         raise NovaError("--checkpoint is missing; give a released model, or --raw to keep pixels")
     values = {} if CONFIG.value is None else CONFIG.value.to_dict()
     config = from_dict(PrepareConfig, values, "config")
-    shard = parse_shard(SHARD.value) if SHARD.value else shard_of_launcher(os.environ)
+    shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
     logging.set_verbosity(logging.ERROR)
     items, skips, read = open_input(INPUT.value, config)
     encoders = None if RAW.value else load_encoders(CHECKPOINT.value, config)
@@ -86,7 +76,7 @@ def main() -> None:
             strict=STRICT.value,
             stopping=stopping,
         )
-    print_report(report, Path(OUT.value))
+    print(*report.lines(Path(OUT.value)), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
         raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
 
@@ -136,54 +126,6 @@ def load_encoders(source: str, config: PrepareConfig) -> Encoders:
         for frames in config.clips.frames:
             encoders.latent(frames, size)
     return encoders
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n".
-
-    Raises:
-        NovaError: it is none.
-    """
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise NovaError(f"--shard={text} is not i/n with i from 0 to n - 1")
-    return int(index), int(count)
-
-
-def shard_of_launcher(environment: Any) -> tuple[int, int]:
-    """This process's number and how many there are, as far as a launcher says; (0, 1) without."""
-    for index, count in _LAUNCHERS:
-        if index in environment and count in environment:
-            return parse_shard(f"{environment[index]}/{environment[count]}")
-    return 0, 1
-
-
-def print_report(report: Report, out: Path) -> None:
-    """Says what was done, what was skipped, and which side waited."""
-    rate = report.clips / report.seconds if report.seconds else 0.0
-    print(
-        f"{report.rows} files gave {report.clips} clips in {report.seconds:.1f} s, "
-        f"{rate:.2f} clips/s"
-    )
-    if report.clips:
-        print(
-            f"Waited {report.waited_for_clips:.1f} s for decoding and "
-            f"{report.waited_for_encoders:.1f} s for the encoders; the limit: {report.bottleneck}"
-        )
-    if report.skipped:
-        print(f"Skipped {len(report.skipped)}:")
-        for where, why in report.skipped[:_SHOWN]:
-            print(f"  {where}: {why}")
-        if len(report.skipped) > _SHOWN:
-            print(f"  … all in {out / REPORT} at the end")
-    if report.left:
-        print(f"{report.left} files are left; the same command goes on from here.")
-    elif report.metadata and report.metadata.shards:
-        counts = {bucket.name: 0 for bucket in report.metadata.buckets}
-        for shard in report.metadata.shards:
-            counts[report.metadata.buckets[shard.bucket].name] += shard.records
-        print(f"{out} is complete:")
-        print(*(f"  {name:16} {count}" for name, count in counts.items()), sep="\n")
 
 
 if __name__ == "__main__":

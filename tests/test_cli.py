@@ -86,6 +86,17 @@ CASES = {
                              'sampler "pallas" is for the machine it runs on'),
     "checkpoint of other videos": ("evaluate", "{config} --checkpoint={model} --out={new}",
                                    "give the --config it was trained with"),
+    "no input to prepare": ("prepare", "--out={new}", "--input is missing"),
+    "nowhere to prepare": ("prepare", "--input={blank}", "--out is missing"),
+    "no encoders": ("prepare", "--input={blank} --out={new}",
+                    "--checkpoint is missing; give a released model, or --raw"),
+    "no such input": ("prepare", "--input=nowhere --out={new} --raw",
+                      "nowhere does not exist; give a directory or a manifest"),
+    "no such records": ("prepare", "--input=codewithgpu:nowhere --out={new} --raw",
+                        "nowhere holds no records of codewithgpu"),
+    "nothing to inspect": ("prepare", "--inspect=nowhere", "nowhere has no metadata.json"),
+    "no machine to plan for": ("plan", "{config}", "--topology is missing"),
+    "unknown machine": ("plan", "{config} --topology=abacus:8", "abacus"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
 }  # fmt: skip
 

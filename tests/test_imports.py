@@ -81,6 +81,19 @@ def test_only_commands_use_the_command_line():
     assert users <= commands
 
 
+def test_tests_start_commands_as_users_do():
+    """Each command defines flags of its own: two cannot be imported by one process of tests."""
+    commands = {*LAYERS[-1]} - {"cli", "parity", "parity_live"}
+    users = {
+        f"{path.name}: {part}"
+        for path in Path(__file__).parent.rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        for part in commands & imported_parts(ast.unparse(node), "tests")
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert not users
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

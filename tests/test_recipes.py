@@ -4,18 +4,15 @@ import importlib.util
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from nova_jax.distributed.mesh import make_mesh
 from nova_jax.models.nova import Nova
-from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer, split_model
-from nova_jax.training.state import abstract_state
-from nova_jax.training.step import make_train_step
+from nova_jax.training.optimizer import split_model
+from nova_jax.training.planning import abstract_training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PUBLISHED = {  # batch, steps
@@ -124,40 +121,7 @@ def test_what_is_frozen_is_as_published(recipe, expected):
 def test_full_size_steps_can_be_traced(recipe):
     config = read(recipe)
     mesh = make_mesh(jax.devices()[: config.mesh.fsdp], config.mesh)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    blueprint, state = abstract_state(
-        config.model,
-        optimizer,
-        mesh,
-        freeze=config.optimizer.freeze,
-        lora=config.lora,
-        dtype=config.dtype,
-        remat=config.remat,
-    )
-    step = make_train_step(
-        blueprint,
-        state,
-        mesh=mesh,
-        schedule=schedule_from_dict(config.schedule),
-        optimizer=optimizer,
-        learning_rate=learning_rate_schedule(config.optimizer, config.steps),
-        ema=config.ema,
-        loss_repeat=config.loss_repeat,
-        first_frame_loss=config.first_frame_loss,
-        seed=0,
-    )
-    model, size = config.model, config.data.batch_size
-
-    def given(*shape: int, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *shape), dtype)
-
-    batch = {
-        "latents": given(config.clip_frames, *model.latent_size, model.latent_channels),
-        "text": given(model.text_length, model.text_dim),
-        "text_length": given(dtype=jnp.int32),
-    }
-    if model.is_video:
-        batch |= {"flow": given(), "fps": given()}
+    step, state, batch = abstract_training(config, mesh)
     after, metrics = jax.eval_shape(step, state, batch)
     shape = lambda leaf: (leaf.shape, leaf.dtype)  # noqa: E731
     assert jax.tree.map(shape, after) == jax.tree.map(shape, state)

@@ -42,6 +42,7 @@ from nova_jax.data.records import Bucket, Encoding, Kind, Metadata, Shard, Shard
 from nova_jax.errors import NovaError
 
 _PARTS, _SETTINGS, _NUMBERS, REPORT = "parts", "settings.json", "numbers.json", "report.json"
+_SHOWN = 5  # skipped inputs that a report in words has; the file has all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,43 @@ class Report:
         """Which side the other one waits for."""
         decoding = self.waited_for_clips > self.waited_for_encoders
         return "decoding" if decoding else "the encoders"
+
+    def lines(self, out: Path) -> Iterator[str]:
+        """What was done, what was skipped, which side waited, and what `out` holds, in words."""
+        rate = self.clips / self.seconds if self.seconds else 0.0
+        yield (
+            f"{self.rows} files gave {self.clips} clips in {self.seconds:.1f} s, {rate:.2f} clips/s"
+        )
+        if self.clips:
+            yield (
+                f"Waited {self.waited_for_clips:.1f} s for decoding and "
+                f"{self.waited_for_encoders:.1f} s for the encoders; the limit: {self.bottleneck}"
+            )
+        if self.skipped:
+            yield f"Skipped {len(self.skipped)}:"
+            yield from (f"  {where}: {why}" for where, why in self.skipped[:_SHOWN])
+            if len(self.skipped) > _SHOWN:
+                yield f"  … all in {out / REPORT} at the end"
+        if self.left:
+            yield f"{self.left} files are left; the same command goes on from here."
+        elif self.metadata and self.metadata.shards:
+            counts = Counter({bucket.name: 0 for bucket in self.metadata.buckets})
+            for shard in self.metadata.shards:
+                counts[self.metadata.buckets[shard.bucket].name] += shard.records
+            yield f"{out} is complete:"
+            yield from (f"  {name:16} {count}" for name, count in counts.items())
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n".
+
+    Raises:
+        NovaError: it is none.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise NovaError(f"--shard={text} is not i/n with i from 0 to n - 1")
+    return int(index), int(count)
 
 
 def prepare(

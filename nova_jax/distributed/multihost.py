@@ -30,6 +30,26 @@ T = TypeVar("T")
 # What XLA and Orbax say when the other end of a connection is gone; they have no exception for it.
 _SIGNS_OF_LOSS = ("Gloo", "gloo", "NCCL", "nccl", "oordination", "barrier", "Socket closed")
 
+# What launchers call a process's number, and how many there are.
+_LAUNCHERS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("RANK", "WORLD_SIZE"),
+)
+
+
+def launched_as(environment: Mapping[str, str]) -> tuple[int, int]:
+    """This process's number and how many there are, as far as a launcher says; (0, 1) without.
+
+    For processes that share work and do not speak with each other; see `join` for those that do.
+    """
+    for number, count in _LAUNCHERS:
+        if number in environment and count in environment:
+            return int(environment[number]), int(environment[count])
+    return 0, 1
+
 
 def join(
     coordinator: str | None = None,

@@ -1,4 +1,4 @@
-"""What a run would cost on a machine that is not here: compile, read, estimate, rank.
+"""What a run would cost on a machine that is not here: compile, read, say.
 
 The real training step, or generation's programs, are compiled ahead of time for a
 `nova_jax.distributed.topology.Topology`. Memory is what the compiler laid out; FLOPs, memory
@@ -10,15 +10,13 @@ roofline:
     network   Σ over collectives: bytes a device sends / bandwidth of its group
     step      from max(compute, memory, network), all overlapped, to their sum, nothing overlapped
 
-A device of n sends (n − 1)/n of the bytes of an all-gather, a reduce-scatter or an all-to-all,
-twice that of an all-reduce, and all bytes of a permutation. Latencies are left out.
+Latencies are left out. `nova_jax.training.estimates` guesses the same without compiling.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
 import time
@@ -27,32 +25,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from nova_jax.distributed import hlo
 from nova_jax.distributed.mesh import (
-    MESH_AXES,
     MeshConfig,
     batch_sharding,
     check_batch_size,
     make_mesh,
-    partition_spec,
     replicated,
 )
 from nova_jax.distributed.topology import Topology
-from nova_jax.errors import NovaError
 from nova_jax.kernels.device import target
-from nova_jax.models.layers import logical_axes
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling import flops
 from nova_jax.sampling.generate import generate_in_one
 from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
+from nova_jax.training.estimates import batch_of, sent_bytes
 from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nova_jax.training.state import abstract_state
-from nova_jax.training.step import abstract_batch, make_train_step
+from nova_jax.training.state import TrainState, abstract_state
+from nova_jax.training.step import TrainStep, abstract_batch, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,12 +116,31 @@ def plan_training(config: TrainConfig, topology: Topology, mesh_config: MeshConf
     Raises:
         NovaError: the mesh does not fit the topology or the batch.
     """
-    model, (size, frames) = config.model, batch_of(config)
+    size, frames = batch_of(config)
     mesh = make_mesh(topology.devices(), mesh_config)
     check_batch_size("data.batch_size", size, mesh, frames)
+    step, state, batch = abstract_training(config, mesh)
+    sizes = {
+        "parameters": device_bytes((state.params, state.frozen)),
+        "optimizer": device_bytes(state.optimizer),
+        "ema": device_bytes(state.ema),
+        "batch": device_bytes(batch),
+    }
+    total = flops.of_training(
+        config.model, batch=size, frames=frames, loss_repeat=config.loss_repeat
+    )
+    if config.lora is not None:
+        total *= 2 / 3  # kernels have no gradients
+    return compile_for(topology, mesh, step, (state, batch), sizes, config.dtype, total)
+
+
+def abstract_training(
+    config: TrainConfig, mesh: Mesh
+) -> tuple[TrainStep, TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """The training step of a run, and what it takes without its values: the state and a batch."""
     optimizer = make_optimizer(config.optimizer, config.steps)
     blueprint, state = abstract_state(
-        model,
+        config.model,
         optimizer,
         mesh,
         freeze=config.optimizer.freeze,
@@ -148,24 +161,8 @@ def plan_training(config: TrainConfig, topology: Topology, mesh_config: MeshConf
         first_frame_loss=config.first_frame_loss,
         seed=config.seed,
     )
-    batch = abstract_batch(model, mesh, size=size, frames=frames)
-    sizes = {
-        "parameters": device_bytes((state.params, state.frozen)),
-        "optimizer": device_bytes(state.optimizer),
-        "ema": device_bytes(state.ema),
-        "batch": device_bytes(batch),
-    }
-    total = flops.of_training(model, batch=size, frames=frames, loss_repeat=config.loss_repeat)
-    if config.lora is not None:
-        total *= 2 / 3  # kernels have no gradients
-    return compile_for(topology, mesh, step, (state, batch), sizes, config.dtype, total)
-
-
-def batch_of(config: TrainConfig) -> tuple[int, int]:
-    """(samples, frames) of a run's largest batches: its videos, or its pictures if it has none."""
-    if config.model.frames > 1 and config.data.video_fraction == 0:
-        return config.data.image_batch_size, 1
-    return config.data.batch_size, config.clip_frames
+    size, frames = batch_of(config)
+    return step, state, abstract_batch(config.model, mesh, size=size, frames=frames)
 
 
 def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Plan:
@@ -298,13 +295,6 @@ def network_seconds(costs: hlo.Costs, topology: Topology, mesh: Mesh) -> float:
     return total
 
 
-def sent_bytes(kind: str, size: float, devices: int) -> float:
-    """Bytes that each of so many devices sends in a collective of `size` bytes, on a ring."""
-    if kind == "collective-permute":
-        return size
-    return (2 if kind == "all-reduce" else 1) * size * (devices - 1) / devices
-
-
 def device_bytes(tree: Any) -> int:
     """Bytes of abstract arrays on one device."""
     return sum(
@@ -313,142 +303,48 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A guess at a mesh, from sizes alone, that says which ones are worth compiling.
-
-    Attributes:
-        mesh: its shape.
-        memory: bytes of one device.
-        overlapped, serial: as `Plan` has them, without memory traffic.
-    """
-
-    mesh: MeshConfig
-    memory: float
-    overlapped: float
-    serial: float
-
-
-def estimates(config: TrainConfig, topology: Topology) -> list[Estimate]:
-    """All meshes that the topology and the batch allow, best first, those that may fit before all.
-
-    Sides are powers of two times what is left; tensor stays within eight devices and divides the
-    heads.
-    """
-    devices = topology.devices()
-    size, frames = batch_of(config)
-    shapes = _parameter_shapes(config)
-    found = []
-    for fsdp, context, tensor in itertools.product(_divisors(len(devices)), repeat=3):
-        inner = fsdp * context * tensor
-        model = config.model
-        if len(devices) % inner or tensor > 8 or context > max(1, frames):
-            continue
-        if model.spatial_decoder_size.heads % tensor:
-            continue
-        mesh_config = MeshConfig(
-            data=len(devices) // inner, fsdp=fsdp, context=context, tensor=tensor
-        )
-        try:
-            mesh = make_mesh(devices, mesh_config)
-            check_batch_size("data.batch_size", size, mesh, frames)
-        except NovaError:
-            continue
-        found.append(_estimate(config, topology, mesh, mesh_config, shapes))
-    if not found:
-        raise NovaError(
-            f"data.batch_size {size} cannot be split over {topology} by any mesh; use a multiple "
-            f"of {len(devices)}"
-        )
-    room = topology.machine.memory
-    return sorted(found, key=lambda e: (e.memory > room, e.overlapped, e.serial))
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _parameter_shapes(config: TrainConfig) -> list[tuple[Any, tuple[int, ...]]]:
-    model = nnx.eval_shape(lambda: Nova(config.model, rngs=nnx.Rngs(0)))
-    return [
-        (logical_axes(variable), variable.get_value().shape)
-        for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+def report(plan: Plan) -> list[str]:
+    """Lines that say all of a training plan."""
+    machine = plan.topology.machine
+    lines = [f"mesh: {mesh_text(plan)}", "each device:"]
+    lines += [f"  {name:14} {size_text(size):>10}" for name, size in plan.sizes.items()]
+    lines += [f"  {'temporaries':14} {size_text(plan.temporaries):>10}  activations, gradients"]
+    room = "" if math.isinf(machine.memory) else f" of {size_text(machine.memory)}"
+    verdict = "" if plan.fits else "; DOES NOT FIT"
+    lines += [f"  {'peak':14} {size_text(plan.peak):>10}{room}{verdict}"]
+    if plan.costs is None:
+        return lines
+    extra = plan.costs.flops / plan.model_flops
+    lines += [
+        f"  {'FLOPs':14} {plan.costs.flops / 1e12:7.2f} T   {extra:.2f} x the model's",
+        f"  {'memory traffic':14} {size_text(plan.costs.bytes):>10}",
     ]
-
-
-def _estimate(
-    config: TrainConfig,
-    topology: Topology,
-    mesh: Mesh,
-    mesh_config: MeshConfig,
-    shapes: Sequence[tuple[Any, tuple[int, ...]]],
-) -> Estimate:
-    model, machine = config.model, topology.machine
-    size, frames = batch_of(config)
-    data, fsdp, context, tensor = (mesh.shape[axis] for axis in MESH_AXES)
-    itemsize = jnp.dtype(config.dtype).itemsize
-    whole = kept = 0
-    for names, shape in shapes:
-        spec = partition_spec(names, shape, mesh)
-        axes = [
-            axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)
-        ]
-        kept += math.prod(shape) // math.prod(mesh.shape[axis] for axis in axes)
-        whole += math.prod(shape)
-
-    # Tokens of a device times width: once for each block they pass.
-    samples = size / (data * fsdp)
-    rows = samples * frames / context
-    width, depth = model.width, model.spatial_decoder_size.depth
-    temporal = (model.text_length or 1) + frames * model.indicator_tokens
-    seen = model.indicator_tokens + model.max_visible_tokens
-    everything = model.indicator_tokens + model.num_tokens
-    blocks = [
-        (model.temporal_encoder_size.depth, samples / context * temporal, width, temporal),
-        (depth // 2, rows * seen, width, seen),
-        (depth - depth // 2, rows * everything, width, everything),
-        (
-            model.diffusion_head_size.depth,
-            config.loss_repeat * rows * model.num_tokens,
-            model.diffusion_head_size.width,
-            0,
-        ),
+    for kind, (count, size) in sorted(plan.costs.by_kind().items()):
+        lines += [f"  {kind:14} {size_text(size):>10}  in {count:.0f}"]
+    if not machine.flops:
+        return lines
+    parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan.seconds.items())
+    lines += [
+        f"roofline: {parts}",
+        f"time: {times(plan.overlapped, plan.serial)}, MFU {100 * plan.mfu(plan.serial):.0f} to "
+        f"{100 * plan.mfu(plan.overlapped):.0f} %",
     ]
-    heads = model.spatial_decoder_size.heads
-    plain = machine.target.platform != "gpu" or itemsize == 4  # attention that keeps its scores
-    carried = sum(d * tokens * wide for d, tokens, wide, _ in blocks) * itemsize
-    # Of one block, all that its backward pass reads: some 17 values a token and channel.
-    full = [
-        tokens * (17 * wide * itemsize + plain * 5 * heads * keys * (keys > 0)) / tensor
-        for _, tokens, wide, keys in blocks
-    ]
-    if config.remat == "none":
-        activations = sum(d * one for (d, *_), one in zip(blocks, full, strict=True))
-    elif config.remat == "dots":
-        activations = carried * (1 + 8 / tensor) + max(full)
-    else:
-        activations = carried + max(full)
-    memory = kept * (4 * 4 + 4 + itemsize) + activations
+    return lines
 
-    recomputed = {"none": 3, "dots": 3, "full": 4}[config.remat] / 3
-    total = flops.of_training(model, batch=size, frames=frames, loss_repeat=config.loss_repeat)
-    compute = recomputed * total / mesh.size / machine.flops.get(config.dtype, math.inf)
 
-    def seconds(axis: str, kind: str, amount: float) -> float:
-        line = np.moveaxis(mesh.devices, MESH_AXES.index(axis), 0)[:, 0, 0, 0].tolist()
-        if len(line) == 1:
-            return 0.0
-        return sent_bytes(kind, amount, len(line)) / topology.bandwidth(list(line))
+def mesh_text(plan: Plan) -> str:
+    """A plan's mesh."""
+    return ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
 
-    network = seconds("data", "all-reduce", 4 * whole / fsdp / tensor)
-    network += 2 * seconds("fsdp", "all-gather", itemsize * whole / tensor)
-    network += seconds("fsdp", "reduce-scatter", 4 * whole / tensor)
-    network += 2 * seconds("tensor", "all-reduce", 2 * carried)
-    depth, tokens, wide, _ = blocks[0]
-    network += 3 * seconds("context", "all-gather", depth * 2 * tokens * context * wide * itemsize)
-    return Estimate(
-        mesh=mesh_config,
-        memory=memory,
-        overlapped=max(compute, network),
-        serial=compute + network,
-    )
+
+def size_text(size: float) -> str:
+    """Bytes, in GB or what fits them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def times(least: float, most: float) -> str:
+    """A range of seconds."""
+    return f"{least:.3g} to {most:.3g} s"

@@ -16,7 +16,7 @@ from nova_jax.codecs.pixels import to_float
 from nova_jax.data import preparation
 from nova_jax.data.clips import ClipConfig, read_clips
 from nova_jax.data.manifest import read_manifest
-from nova_jax.data.preparation import Encoders, PrepareConfig, prepare
+from nova_jax.data.preparation import Encoders, PrepareConfig, Report, parse_shard, prepare
 from nova_jax.data.records import Records
 from nova_jax.errors import NovaError
 
@@ -227,3 +227,22 @@ def test_clips_that_an_autoencoder_cannot_take_are_named(latents):
     for frames, size in ((32, (480, 768)), (33, (480, 765))):
         with pytest.raises(NovaError, match="multiples of 8 and (17|33) frames"):
             encoders.latent(frames, size)
+
+
+@pytest.mark.parametrize("text", ["3", "3/3", "-1/2", "a/b", "1/", "0/0"])
+def test_shards_that_cannot_be_are_named(text):
+    with pytest.raises(NovaError, match=f"--shard={text} is not i/n"):
+        parse_shard(text)
+    assert parse_shard("2/3") == (2, 3)
+
+
+def test_the_report_says_what_was_skipped_and_which_side_waits(tmp_path):
+    skipped = [(f"{n}.mp4", "too short") for n in range(9)]
+    report = Report(
+        rows=20, clips=10, seconds=5.0, waited_for_clips=3.0, waited_for_encoders=1.0,
+        skipped=skipped, left=4, metadata=None,
+    )  # fmt: skip
+    shown = "\n".join(report.lines(tmp_path))
+    assert "20 files gave 10 clips in 5.0 s, 2.00 clips/s" in shown
+    assert "the limit: decoding" in shown and "4 files are left" in shown
+    assert "Skipped 9:" in shown and "4.mp4: too short" in shown and "5.mp4" not in shown

@@ -40,3 +40,18 @@ def test_a_process_without_others_stays_alone(monkeypatch):
     multihost.join()
     multihost.check_same({"a": 1})
     assert multihost.is_first() and multihost.on_first(lambda: 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 1)),
+        ({"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}, (3, 8)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script, before srun
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, (1, 2)),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, (0, 4)),
+        ({"RANK": "0"}, (0, 1)),
+    ],
+)
+def test_launchers_say_which_process_this_is(environment, place):
+    assert multihost.launched_as(environment) == place

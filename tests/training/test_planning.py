@@ -7,11 +7,10 @@ import pytest
 import small
 from flax import nnx
 
-from nova_jax import plan as command
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.distributed.topology import Topology
 from nova_jax.errors import NovaError
-from nova_jax.training import planning
+from nova_jax.training import estimates, planning
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import make_optimizer
 from nova_jax.training.state import abstract_state, state_shardings
@@ -54,7 +53,7 @@ def test_a_training_step_is_planned(config):
     kinds = plan.costs.by_kind()
     assert kinds["all-reduce"][0] > 0 and kinds["all-gather"][0] > 0
 
-    lines = "\n".join(command.report(plan))
+    lines = "\n".join(planning.report(plan))
     assert "data 2, fsdp 4, context 1, tensor 1" in lines
     assert "all-gather" in lines and "MFU" not in lines  # there is no roofline of this CPU
 
@@ -74,7 +73,7 @@ def test_a_mesh_must_fit_the_devices_and_the_batch(config):
 
 
 def test_meshes_are_ranked_by_an_estimate(config):
-    found = planning.estimates(config, Topology.parse("cpu:8"))
+    found = estimates.estimates(config, Topology.parse("cpu:8"))
     shapes = {tuple(dataclasses.asdict(guess.mesh).values()) for guess in found}
     assert (8, 1, 1, 1) in shapes and (1, 4, 2, 1) in shapes
     assert all(math.prod(shape) == 8 for shape in shapes)
@@ -109,7 +108,7 @@ def test_time_is_a_roofline():
     [("all-reduce", 15), ("all-gather", 7.5), ("reduce-scatter", 7.5), ("collective-permute", 10)],
 )
 def test_a_device_sends_its_part_around_the_ring(kind, sent):
-    assert planning.sent_bytes(kind, 10, 4) == sent
+    assert estimates.sent_bytes(kind, 10, 4) == sent
 
 
 def test_a_program_that_does_not_fit_says_what_it_needs():
