@@ -35,7 +35,7 @@ def make_records(directory, shards, encoding=ENCODING, first=0):
     buckets = sorted({Bucket(frames=t, size=(h, w), latent=(t, h, w)) for (t, h, w), _ in shards})
     written, start = [], first
     for number, ((t, h, w), count) in enumerate(shards):
-        writer = ShardWriter(directory / shard_name(number), "latents", 6, 16)
+        writer = ShardWriter(directory / shard_name(number), encoding)
         for n in range(start, start + count):
             moments = np.full((t, h, w, 6), n, np.float16)
             moments[..., 3:] = -40

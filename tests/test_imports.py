@@ -13,7 +13,7 @@ PACKAGE = Path(nova_jax.__file__).parent
 
 # Lower layers know nothing of higher ones. Within a layer, parts may use each other.
 LAYERS = (
-    ("errors", "huge_pages", "media", "__init__"),
+    ("errors", "huge_pages", "media", "files", "__init__"),
     ("models", "kernels"),
     ("sampling", "codecs"),
     ("checkpoints", "data", "distributed"),

@@ -26,10 +26,9 @@ import logging
 import os
 import pathlib
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import grain
 import jax
@@ -46,6 +45,7 @@ from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.distributed import multihost
 from nova_jax.distributed.mesh import parameter_shardings, replicated
 from nova_jax.errors import NovaError
+from nova_jax.files import crc32, write_whole
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.lora import LoraConfig, apply_adapters
 from nova_jax.models.nova import Nova
@@ -506,9 +506,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
 def write_config(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Writes ``directory/config.json``, whole or not at all."""
     directory = Path(directory)
-    partial = directory / f"{_CONFIG}.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n")
-    partial.replace(directory / _CONFIG)
+    write_whole(directory / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def write_checksums(directory: str | os.PathLike[str]) -> None:
@@ -519,10 +517,8 @@ def write_checksums(directory: str | os.PathLike[str]) -> None:
     directory = Path(directory)
     folders = [path for path in directory.iterdir() if path.is_dir()]
     files = sorted(file for folder in folders for file in _files(folder))
-    table = {str(file.relative_to(directory)): _checksum(file) for file in files}
-    partial = directory / f"{_CHECKSUMS}.partial"
-    partial.write_text(json.dumps(table, indent=1) + "\n")
-    partial.replace(directory / _CHECKSUMS)
+    table = {str(file.relative_to(directory)): _recorded(file) for file in files}
+    write_whole(directory / _CHECKSUMS, json.dumps(table, indent=1) + "\n")
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -550,16 +546,12 @@ def verify_checksums(directory: str | os.PathLike[str]) -> None:
         file = directory / name
         if not file.is_file():
             raise NovaError(f"checkpoint file {file} is missing; {remedy}")
-        if _checksum(file) != recorded:
+        if _recorded(file) != recorded:
             raise NovaError(f"checkpoint file {file} is damaged or cut short; {remedy}")
 
 
-def _checksum(file: Path) -> list[int]:
-    size = crc = 0
-    with file.open("rb") as stream:
-        while chunk := cast(bytes, stream.read(1 << 20)):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return [size, crc]
+def _recorded(file: Path) -> list[int]:
+    return [file.stat().length, crc32(file)]
 
 
 # ---- Helpers -----------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ from nova_jax.data import records
 from nova_jax.data.clips import Clip, ClipConfig, Unusable, read_clips
 from nova_jax.data.imports import Read, TFDSConfig
 from nova_jax.data.manifest import Item, Skip
-from nova_jax.data.records import Bucket, Encoding, Kind, Metadata, Shard, ShardWriter
+from nova_jax.data.records import Bucket, Encoding, Metadata, Shard, ShardWriter
 from nova_jax.errors import NovaError
 
 _PARTS, _SETTINGS, _NUMBERS, REPORT = "parts", "settings.json", "numbers.json", "report.json"
@@ -296,10 +296,7 @@ class _Part:
         if bucket not in self.writers:
             path = self.directory / f"{self.key}-{bucket.name}"
             encoding = None if self.encoders is None else self.encoders.encoding
-            kind: Kind = "raw" if encoding is None else "latents"
-            moments = 0 if encoding is None else encoding.moments
-            text_dim = 0 if encoding is None else encoding.text_dim
-            self.writers[bucket] = ShardWriter(path, kind, moments, text_dim)
+            self.writers[bucket] = ShardWriter(path, encoding)
         self.writers[bucket].write(record)
 
     def close(self) -> None:
@@ -541,16 +538,17 @@ def _finish(out: Path, encoders: Encoders | None, skipped: Sequence[Skip]) -> Me
             unnumbered = parts / file["file"]
             if unnumbered.exists():
                 unnumbered.replace(out / records.shard_name(numbers[file["file"]]))
-        buckets = sorted({_bucket(file["bucket"]) for file in files})
+        of_file = [records.from_json(Bucket, file["bucket"]) for file in files]
+        buckets = sorted(set(of_file))
         shards = [
             Shard(
                 file=records.shard_name(numbers[file["file"]]),
-                bucket=buckets.index(_bucket(file["bucket"])),
+                bucket=buckets.index(bucket),
                 records=file["records"],
                 bytes=file["bytes"],
                 crc32=file["crc32"],
             )
-            for file in files
+            for file, bucket in zip(files, of_file, strict=True)
         ]
         metadata = Metadata(
             kind="raw" if encoders is None else "latents",
@@ -569,12 +567,6 @@ def _finish(out: Path, encoders: Encoders | None, skipped: Sequence[Skip]) -> Me
         if shards:
             records.write_metadata(out, metadata)
         return metadata
-
-
-def _bucket(values: Mapping[str, Any]) -> Bucket:
-    return Bucket(
-        frames=values["frames"], size=tuple(values["size"]), latent=tuple(values["latent"])
-    )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import math
 import os
 import struct
 import threading
-import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.codecs.pixels import to_float
 from nova_jax.errors import NovaError
+from nova_jax.files import crc32, write_whole
 
 FORMAT, VERSION = "nova_jax.records", 1
 METADATA = "metadata.json"
@@ -158,9 +158,9 @@ def read_metadata(directory: Path) -> Metadata:
         encoding = values["encoding"]
         metadata = Metadata(
             kind=values["kind"],
-            buckets=tuple(_make(Bucket, bucket) for bucket in values["buckets"]),
-            shards=tuple(_make(Shard, shard) for shard in values["shards"]),
-            encoding=None if encoding is None else _make(Encoding, encoding),
+            buckets=tuple(from_json(Bucket, bucket) for bucket in values["buckets"]),
+            shards=tuple(from_json(Shard, shard) for shard in values["shards"]),
+            encoding=None if encoding is None else from_json(Encoding, encoding),
             skipped=dict(values["skipped"]),
         )
         if metadata.kind not in ("latents", "raw") or (metadata.kind == "raw") != (
@@ -176,7 +176,8 @@ def read_metadata(directory: Path) -> Metadata:
     return metadata
 
 
-def _make(kind: type, values: Mapping[str, Any]) -> Any:
+def from_json(kind: type, values: Mapping[str, Any]) -> Any:
+    """A `Bucket`, `Shard` or `Encoding` of its plain values, whose lists are tuples."""
     lists = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return kind(**lists)
 
@@ -185,26 +186,18 @@ def _make(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 @functools.cache
-def features(kind: Kind, channels: int, text_dim: int) -> Any:
-    """The fields of a record, as tensorflow-datasets describes them.
-
-    Args:
-      kind: of the data.
-      channels: of the moments.
-      text_dim: d.
-    """
+def features(encoding: Encoding | None) -> Any:
+    """The fields of a record, as tensorflow-datasets describes them; raw ones without encoding."""
     import tensorflow_datasets as tfds  # takes a second
 
     tensor = functools.partial(tfds.features.Tensor, encoding="bytes")
     float32, int64 = (tfds.features.Scalar(np.dtype(name)) for name in ("float32", "int64"))
-    encoded = {
-        "latents": {
-            "moments": tensor(shape=(None, None, None, channels), dtype=np.float16),
-            "text": tensor(shape=(None, text_dim), dtype=np.float16),
-            "short_text": tensor(shape=(None, text_dim), dtype=np.float16),
-        },
-        "raw": {"frames": tensor(shape=(None, None, None, 3), dtype=np.uint8)},
-    }[kind]
+    if encoding is None:
+        encoded = {"frames": tensor(shape=(None, None, None, 3), dtype=np.uint8)}
+    else:
+        text = tensor(shape=(None, encoding.text_dim), dtype=np.float16)
+        moments = tensor(shape=(None, None, None, encoding.moments), dtype=np.float16)
+        encoded = {"moments": moments, "text": text, "short_text": text}
     return tfds.features.FeaturesDict(
         {
             **encoded,
@@ -227,14 +220,14 @@ class ShardWriter:
 
     Args:
       path: of the file, replaced if it is there.
-      kind, channels, text_dim: see `features`.
+      encoding: of the records; None for raw ones.
     """
 
-    def __init__(self, path: Path, kind: Kind, channels: int, text_dim: int) -> None:
+    def __init__(self, path: Path, encoding: Encoding | None) -> None:
         self.path, self.records = path, 0
-        self._serialize = features(kind, channels, text_dim).serialize_example
+        self._serialize = features(encoding).serialize_example
         # Moments are as good as noise: compressing them costs time and saves a twentieth.
-        packing = "uncompressed" if kind == "latents" else "zstd:3"
+        packing = "zstd:3" if encoding is None else "uncompressed"
         self._writer = ArrayRecordWriter(str(path), f"group_size:1,{packing}")
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -250,33 +243,19 @@ class ShardWriter:
         return {
             "records": self.records,
             "bytes": self.path.stat().st_size,
-            "crc32": checksum(self.path),
+            "crc32": crc32(self.path),
         }
-
-
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_metadata(directory: Path, metadata: Metadata) -> None:
     """Writes metadata.json and, first, what tensorflow-datasets wants beside it."""
     import tensorflow_datasets as tfds
 
-    encoding = metadata.encoding
-    moments = 0 if encoding is None else encoding.moments
-    fields = features(metadata.kind, moments, 0 if encoding is None else encoding.text_dim)
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory,
         dataset_name=NAME,
@@ -298,7 +277,7 @@ def write_metadata(directory: Path, metadata: Metadata) -> None:
     )
     info = tfds.core.DatasetInfo(
         builder=identity,
-        features=fields,
+        features=features(metadata.encoding),
         description=f"Prepared by nova_jax, see {METADATA}.",
     )
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
@@ -390,7 +369,7 @@ class Records:
         """
         for shard in self.metadata.shards:
             path = self.directory / shard.file
-            if checksum(path) != shard.crc32:
+            if crc32(path) != shard.crc32:
                 raise NovaError(f"{path} is damaged; restore it from a copy, or prepare again")
 
     def _reader(self, number: int) -> ArrayRecordReader:

@@ -22,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nova_jax.errors import NovaError
 from nova_jax.models import layout
-from nova_jax.models.layers import AxisNames, logical_axes
+from nova_jax.models.layers import logical_axes
+from nova_jax.models.layout import AxisNames
 
 # From what talks least, which may lie across slices and nodes, to what talks most.
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -185,7 +186,6 @@ class MeshLayout:
         self, function: Callable[..., jax.Array], names: Sequence[AxisNames], like: int
     ) -> Callable[..., jax.Array]:
         """`function` on each device's part; see `nova_jax.models.layout.split`."""
-
         if self.mesh.size == 1:
             return function
 

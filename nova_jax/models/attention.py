@@ -18,7 +18,6 @@ from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
 from nova_jax.models.embeddings import apply_rotary
 from nova_jax.models.layers import (
-    AxisNames,
     BlockStack,
     LayerNorm,
     Projector,
@@ -26,7 +25,7 @@ from nova_jax.models.layers import (
     gelu,
     linear,
 )
-from nova_jax.models.layout import split
+from nova_jax.models.layout import AxisNames, split
 
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
 # untrained blocks drown the tokens' positions and conditions. Swin V2 (arXiv 2111.09883) uses 0.

@@ -171,6 +171,11 @@ class NovaConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def condition_tokens(self) -> int:
+        """Tokens before those of the first frame: text or class, then a video's motion and fps."""
+        return (self.text_length or 1) + 2 * self.is_video
+
+    @property
     def indicator_tokens(self) -> int:
         """M, temporal tokens (indicator features) of a frame."""
         return self.temporal_grid[0] * self.temporal_grid[1]

@@ -16,9 +16,7 @@ from jax.experimental import checkify
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nova_jax.models.layout import constrain
-
-AxisNames = tuple[str | None, ...]
+from nova_jax.models.layout import AxisNames, constrain
 
 # What a block keeps for its backward pass: everything; its matrix products; nothing but its input.
 Remat = Literal["none", "dots", "full"]

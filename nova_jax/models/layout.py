@@ -13,16 +13,17 @@ from typing import Protocol
 
 import jax
 
-Names = tuple[str | None, ...]
+#: Logical names of an array's dimensions; None: never split.
+AxisNames = tuple[str | None, ...]
 
 
 class Layout(Protocol):
     """Where arrays lie, by the names of their axes."""
 
     def ways(self, name: str) -> int: ...  # noqa: D102
-    def constrain(self, x: jax.Array, names: Names) -> jax.Array: ...  # noqa: D102
+    def constrain(self, x: jax.Array, names: AxisNames) -> jax.Array: ...  # noqa: D102
     def split(  # noqa: D102
-        self, function: Callable[..., jax.Array], names: Sequence[Names], like: int
+        self, function: Callable[..., jax.Array], names: Sequence[AxisNames], like: int
     ) -> Callable[..., jax.Array]: ...
 
 
@@ -52,7 +53,7 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def split(
-    function: Callable[..., jax.Array], names: Sequence[Names], like: int = 0
+    function: Callable[..., jax.Array], names: Sequence[AxisNames], like: int = 0
 ) -> Callable[..., jax.Array]:
     """A function of arrays that each device computes for its own part of them.
 

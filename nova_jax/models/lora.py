@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nova_jax.errors import NovaError
-from nova_jax.models.layers import AxisNames
+from nova_jax.models.layout import AxisNames
 
 # Targets by name: kernels of both transformers.
 _BLOCKS = r"(temporal_encoder|spatial_decoder)\.\w*blocks\.block"

@@ -89,12 +89,11 @@ def of_generation(
 def of_training(config: NovaConfig, *, batch: int, frames: int, loss_repeat: int) -> float:
     """FLOPs of a training step: three times its forward pass, with nothing recomputed.
 
-    The forward pass is the program's: all pairs of attention, masked ones included, and as many
-    visible tokens as there is room for.
+    Counted are all pairs of attention, also those that block-causal attention leaves out, and as
+    many visible tokens as there is room for.
     """
     width, tokens, indicators = config.width, config.num_tokens, config.indicator_tokens
-    motion = 2 if config.is_video else 0
-    temporal = (config.text_length or 1) + motion + frames * indicators
+    temporal = config.condition_tokens + frames * indicators
     stages = [(config.temporal_encoder_size.depth, batch, temporal)]
     first = config.spatial_decoder_size.depth // 2
     second = config.spatial_decoder_size.depth - first

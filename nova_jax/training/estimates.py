@@ -137,7 +137,7 @@ def _estimate(
     samples = size / (data * fsdp)
     rows = samples * frames / context
     width, depth = model.width, model.spatial_decoder_size.depth
-    temporal = (model.text_length or 1) + frames * model.indicator_tokens
+    temporal = model.condition_tokens + frames * model.indicator_tokens
     seen = model.indicator_tokens + model.max_visible_tokens
     everything = model.indicator_tokens + model.num_tokens
     blocks = [

@@ -18,6 +18,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
+from nova_jax.files import write_whole
 from nova_jax.media import encode_gif, encode_png
 
 
@@ -63,9 +64,7 @@ class MetricWriter:
         if "://" in str(file):
             self._lines = _Rewritten(file, kept)
         else:
-            partial = file.with_name(f"{file.name}.partial")
-            partial.write_text("".join(kept))
-            partial.replace(file)
+            write_whole(file, "".join(kept))
             self._lines = file.open("a")
         if self._tensorboard:
             self._board = SummaryWriter(

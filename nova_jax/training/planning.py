@@ -211,7 +211,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         frames=frames,
         ar_steps=sampling.num_inference_steps,
         diffusion_steps=sampling.num_diffusion_steps,
-        condition_tokens=(model.text_length or 1) + 2 * model.is_video,
+        condition_tokens=model.condition_tokens,
     )
     program = jax.jit(generate, out_shardings=batch_sharding(mesh))
     arguments = (params, conditions, keys)
