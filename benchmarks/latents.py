@@ -47,10 +47,14 @@ MODEL = NovaConfig(
 
 def write(directory: Path, count: int) -> None:
     """Writes `count` records of random numbers."""
+    encoding = Encoding(
+        source="", channels=4, moments=8, scale=(0.18215,) * 4, shift=(0.0,) * 4,
+        codec_probe=(), text_probe=(), text_dim=TEXT_DIM, text_length=256,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     shards = []
     for number, first in enumerate(range(0, count, SHARD)):
-        writer = ShardWriter(directory / shard_name(number), "latents", 8, TEXT_DIM)
+        writer = ShardWriter(directory / shard_name(number), encoding)
         for n in range(first, min(first + SHARD, count)):
             moments, text, short = (
                 rng.standard_normal(shape, np.float32).astype(np.float16)
@@ -64,10 +68,6 @@ def write(directory: Path, count: int) -> None:
                 )
             )  # fmt: skip
         shards.append(Shard(file=shard_name(number), bucket=0, **writer.close()))
-    encoding = Encoding(
-        source="", channels=4, moments=8, scale=(0.18215,) * 4, shift=(0.0,) * 4,
-        codec_probe=(), text_probe=(), text_dim=TEXT_DIM, text_length=256,
-    )  # fmt: skip
     write_metadata(
         directory,
         Metadata(
@@ -81,7 +81,7 @@ def share(directory: Path, index: int, count: int) -> list[str]:
     source = SourceConfig(path=str(directory))
     dataset = LatentsDataset(LatentsConfig(sources=(source,), held_out=0), MODEL)
     records, batch = Records(directory), 8 * count
-    pool = dataset._pool(1, held_out=False)
+    pool = dataset._pool(dataset.main, held_out=False)
     read, pool_read = [], type(pool).read
 
     def noted(pool, places):  # what the dataset reads is what training sees

@@ -32,6 +32,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given sev
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
 IMAGE = flags.DEFINE_string("image", None, "Picture that becomes the first frame.")
+SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own by default.")
 FRAMES = flags.DEFINE_integer("frames", None, "Frames of a video; 1 makes a picture.")
 SEED = flags.DEFINE_integer("seed", 0, "Same seed and prompt, same video.", lower_bound=0)
 COPIES = flags.DEFINE_integer("num_images_per_prompt", 1, "Samples of each.", lower_bound=1)
@@ -128,8 +129,15 @@ def _load(source: str) -> NovaPipeline:
     """Loads whatever --checkpoint names."""
     directory = Path(source)
     if (directory / "model_index.json").exists() or not directory.exists():
-        return NovaPipeline.from_pretrained(source, dtype=DTYPE.value)
-    return NovaPipeline.from_checkpoint(source, which=WHICH.value, dtype=DTYPE.value)
+        pipeline = NovaPipeline.from_pretrained(source, dtype=DTYPE.value)
+    else:
+        pipeline = NovaPipeline.from_checkpoint(source, which=WHICH.value, dtype=DTYPE.value)
+    if SIZE.value is None:
+        return pipeline
+    height, x, width = SIZE.value.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise NovaError(f"--size={SIZE.value} is not HEIGHTxWIDTH, such as 480x768")
+    return pipeline.resized(int(height), int(width))
 
 
 def _labels(prompts: list[str]) -> list[int]:

@@ -11,6 +11,7 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -216,6 +217,28 @@ class NovaPipeline:
         """Height and width of what is generated, in pixels."""
         height, width = self.config.latent_size
         return height * self.codec.stride, width * self.codec.stride
+
+    def resized(self, height: int, width: int) -> NovaPipeline:
+        """The same pipeline, on the same parameters, for another size.
+
+        Sizes far from those of the training look it.
+
+        Args:
+            height, width: In pixels.
+
+        Raises:
+            NovaError: A token does not fit the size.
+        """
+        unit = self.codec.stride * self.config.patch_size
+        if height % unit or width % unit or min(height, width) < 2 * unit:
+            raise NovaError(
+                f"size {height}x{width} does not fit the model; take multiples of {unit}, at least "
+                f"{2 * unit}"
+            )
+        other = copy.copy(self)
+        model = self.model.resized((height // self.codec.stride, width // self.codec.stride))
+        other.config, other._graph = model.config, nnx.graphdef(model)
+        return other
 
     def __call__(
         self,

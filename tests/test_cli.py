@@ -69,6 +69,11 @@ CASES = {
                       "nowhere.png does not exist"),
     "unreadable image": ("generate", "--checkpoint={model} --prompt=x --image={broken_image}",
                          "broken.png cannot be read; give a PNG"),
+    "size of no kind": ("generate", "--checkpoint={model} --prompt=x --size=16 --out={new}",
+                        "--size=16 is not HEIGHTxWIDTH"),
+    "size that tokens do not fit": (
+        "generate", "--checkpoint={model} --prompt=x --size=16x17 --out={new}",
+        "size 16x17 does not fit the model; take multiples of"),
     "no frames": ("generate", "--checkpoint={model} --prompt=x --frames=0 --out={new}", "0 frames"),
     "missing checkpoint": ("generate", "--checkpoint=nowhere --prompt=x --out={new}", "nowhere"),
     "foreign checkpoint": ("generate", "--checkpoint={foreign} --prompt=x --out={new}",

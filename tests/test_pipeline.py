@@ -45,6 +45,16 @@ def test_videos_have_the_shape_and_rate_of_training(pipeline, videos):
         assert np.abs(one.astype(int) - other).mean() > 0.5  # prompts differ, the noise does not
 
 
+def test_videos_of_another_size(pipeline, videos):
+    wide = pipeline.resized(16, 24)
+    assert wide.size == (16, 24) and pipeline.size == (16, 16)
+    frames = wide(PROMPTS[:2], seed=7).frames
+    assert frames.shape == (2, 3, 16, 24, 3) and frames.std() > 1
+    assert_same(wide.resized(16, 16)(PROMPTS, seed=7).frames, videos)
+    with pytest.raises(NovaError, match="size 16x18 does not fit the model; take multiples of 4"):
+        pipeline.resized(16, 18)
+
+
 def test_a_video_is_the_same_alone_and_in_any_batch(pipeline, videos):
     assert_same(pipeline(PROMPTS[1], seed=7).frames, videos[1:2])
     assert_same(pipeline(PROMPTS[::-1], seed=7).frames, videos[::-1])

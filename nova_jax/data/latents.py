@@ -37,6 +37,8 @@ from nova_jax.models.config import NovaConfig
 
 logger = logging.getLogger(__name__)
 
+Shape = tuple[int, int, int]  # (T, h, w)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -62,14 +64,17 @@ class LatentsConfig:
     Attributes:
       type: "latents".
       sources: where they are.
+      sizes: which clips to train on: of all sizes, whose aspects may differ, or of the model's
+        own alone.
       latent_frames: of the clips that evaluation is on; by default the model's base number.
-      held_out: the last so many records of that length are for evaluation alone. With 0
-        it looks at records of training.
+      held_out: the last so many records of that length and the model's size are for evaluation
+        alone. With 0 it looks at records of training.
       fps: what samples are drawn with, and generation unless told otherwise.
     """
 
     type: Literal["latents"] = "latents"
     sources: tuple[SourceConfig, ...]
+    sizes: Literal["all", "model"] = "all"
     latent_frames: int | None = None
     held_out: int = 64
     fps: float = 12.0
@@ -142,11 +147,11 @@ class MakeBatch:
         """
         numbers, places = numbers_and_places
         records = self.pool.read(places)
-        model, frames = self.model, records[0]["moments"].shape[0]
+        model, (frames, height, width) = self.model, records[0]["moments"].shape[:3]
         length = model.text_length or 0
         batch: Batch = {
             "latents": np.empty(
-                (len(records), frames, *model.latent_size, model.latent_channels), np.float32
+                (len(records), frames, height, width, model.latent_channels), np.float32
             ),
             "flow": np.empty(len(records), np.float32),
             "fps": np.empty(len(records), np.float32),
@@ -217,7 +222,7 @@ class LatentsDataset:
 
     Args:
       config: where they are.
-      model: what they are for; records of other sizes are left out, with a warning.
+      model: what they are for; records of sizes that do not fit are left out, with a warning.
       codec, text_encoder: of the run, if it has them: they must be those of the records.
       keep_captions: see `nova_jax.data.datasets.build_dataset`.
 
@@ -241,15 +246,17 @@ class LatentsDataset:
         self.shapes, left_out = self._shapes()
         if left_out:
             logger.warning(
-                "%d records of other sizes than the model's %dx%d latents are left out",
-                left_out,
-                *model.latent_size,
+                "%d records are left out: of sizes that tokens of %dx%d latents do not fit, or "
+                "not of the model's %dx%d where dataset.sizes is 'model', or of videos for a "
+                "model of pictures",
+                *(left_out, model.patch_size, model.patch_size, *model.latent_size),
             )
-        self.main = config.latent_frames or model.frames
-        if not any(frames == self.main for frames in self.shapes):
+        frames = config.latent_frames or model.frames
+        self.main = (frames, *model.latent_size)
+        if self.main not in self.shapes:
             there = {bucket.name for source in self.sources for bucket in source.metadata.buckets}
             raise NovaError(
-                f"config.dataset has no records of {self.main} latent frames of "
+                f"config.dataset has no records of {frames} latent frames of "
                 f"{model.latent_size[0]}x{model.latent_size[1]}, only clips of "
                 f"{', '.join(sorted(there))}; change config.model or prepare such clips"
             )
@@ -268,36 +275,37 @@ class LatentsDataset:
     ) -> grain.DatasetIterator:
         """See `nova_jax.data.pipeline.Dataset`."""
 
-        def stream(frames: int, size: str) -> grain.MapDataset:
+        def stream(shape: Shape, size: str) -> grain.MapDataset:
             whole = getattr(config, size)
             share = share_of(whole, process_count, size)
             mine = slice(process_index * share, (process_index + 1) * share)
-            pool = self._pool(frames, held_out=False)
-            seeds = np.random.SeedSequence([config.seed, frames]).generate_state(2)
+            pool = self._pool(shape, held_out=False)
+            seeds = np.random.SeedSequence([config.seed, *shape]).generate_state(2)
             order = self._order(pool, int(seeds[0])).map_with_index(lambda i, place: (i, place))
             make = self._make(pool, config, seed=int(seeds[1]))
             return order.batch(whole).map(lambda batch: make((batch[0][mine], batch[1][mine])))
 
-        def mixed(lengths: Sequence[int], size: str) -> grain.MapDataset:
-            sizes = [len(self._pool(frames, held_out=False)) for frames in lengths]
-            streams = [stream(frames, size) for frames in lengths]
+        def mixed(shapes: Sequence[Shape], size: str) -> grain.MapDataset:
+            sizes = [len(self._pool(shape, held_out=False)) for shape in shapes]
+            streams = [stream(shape, size) for shape in shapes]
             if len(streams) == 1:
                 return streams[0]
             return grain.MapDataset.mix(streams, [s / sum(sizes) for s in sizes])
 
-        longer = [frames for frames in self.shapes if frames > 1]
+        videos = [shape for shape in self.shapes if shape[0] > 1]
+        stills = [shape for shape in self.shapes if shape[0] == 1]
 
         def pictures() -> grain.MapDataset:
-            if 1 not in self.shapes:
+            if not stills:
                 raise NovaError(
                     "config.dataset has no pictures; set data.video_fraction to 1 and "
                     "data.picture_batches_first to 0, or prepare some"
                 )
-            return mixed([1], "image_batch_size")
+            return mixed(stills, "image_batch_size")
 
         if self.model.frames == 1:
-            return iterate(mixed([1], "batch_size"), config)
-        return alternate(lambda: mixed(longer, "batch_size"), pictures, config)
+            return iterate(mixed(stills, "batch_size"), config)
+        return alternate(lambda: mixed(videos, "batch_size"), pictures, config)
 
     def held_out(
         self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
@@ -321,35 +329,43 @@ class LatentsDataset:
             keep_captions=self.keep_captions,
         )
 
-    def _shapes(self) -> tuple[list[int], int]:
-        """Lengths of the records that fit the model, and how many do not."""
-        shapes: set[int] = set()
+    def _shapes(self) -> tuple[list[Shape], int]:
+        """Shapes of the records to train on, and how many others there are."""
+        shapes: set[Shape] = set()
         left_out = 0
         for source in self.sources:
             for number, bucket in enumerate(source.metadata.buckets):
-                frames = bucket.latent[0]
-                fits = tuple(bucket.latent[1:]) == self.model.latent_size
-                if fits and (self.model.frames > 1 or frames == 1):
-                    shapes.add(frames)
+                if not (records := len(source.of_bucket(number))):
+                    continue
+                if self._fits(bucket):
+                    shapes.add(bucket.latent)
                 else:
-                    left_out += len(source.of_bucket(number))
+                    left_out += records
         return sorted(shapes), left_out
 
-    def _pool(self, frames: int, *, held_out: bool) -> Pool:
-        """Records of this length; those kept for evaluation, or all others."""
-        shape = (frames, *self.model.latent_size)
+    def _fits(self, bucket: Bucket) -> bool:
+        frames, *size = bucket.latent
+        if frames > 1 and self.model.frames == 1:
+            return False
+        if self.config.sizes == "model":
+            return tuple(size) == self.model.latent_size
+        patch = self.model.patch_size
+        return all(side % patch == 0 and side >= 2 * patch for side in size)
+
+    def _pool(self, shape: Shape, *, held_out: bool) -> Pool:
+        """Records of this shape; those kept for evaluation, or all others."""
 
         def of(source: Records) -> np.ndarray:
             numbers = [
                 number
                 for number, bucket in enumerate(source.metadata.buckets)
-                if _shape(bucket) == shape
+                if bucket.latent == shape
             ]
             parts = [source.of_bucket(number) for number in numbers]
             return np.concatenate(parts) if parts else np.arange(0)
 
         indices = [of(source) for source in self.sources]
-        if frames == self.main:
+        if shape == self.main:
             # From the end, source by source from the last: neighbors are of one video.
             left = self.config.held_out
             for number in reversed(range(len(indices))):
@@ -373,10 +389,6 @@ class LatentsDataset:
         ]
         shares = np.array([w * size for w, size in zip(weights, sizes, strict=True) if size])
         return grain.MapDataset.mix(streams, list(shares / shares.sum()))
-
-
-def _shape(bucket: Bucket) -> tuple[int, ...]:
-    return tuple(bucket.latent)
 
 
 def _check_encoding(

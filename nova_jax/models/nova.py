@@ -84,6 +84,26 @@ class Nova(nnx.Module):
         self.spatial_decoder = SpatialDecoder(config, **options)
         self.diffusion_head = DiffusionHead(config, **options)
 
+    def resized(self, latent_size: tuple[int, int]) -> "Nova":
+        """The same model for latents of another size: positions are computed, not learned.
+
+        Args:
+            latent_size: (h, w) of a latent frame.
+
+        Returns:
+            A model whose variables hold the same arrays; itself, if it has that size.
+
+        Raises:
+            NovaError: tokens do not fit the size.
+        """
+        if latent_size == self.config.latent_size:
+            return self
+        model = nnx.clone(self)
+        config = dataclasses.replace(self.config, latent_size=latent_size)
+        for part in (model, model.temporal_encoder, model.spatial_decoder):
+            part.config = config
+        return model
+
     def embed_conditions(self, conditions: Conditions) -> Float[Array, "b l d"]:
         """Condition tokens: text, or a class label; then motion score and frame rate."""
         if self.text_embed is not None:

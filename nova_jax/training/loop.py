@@ -174,7 +174,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
         wandb_project=config.logging.wandb_project,
     )
 
-    # 5. Train. The host only queues work; it waits for the device once a logging interval.
+    # 5. Train. The host queues a step ahead; once a logging interval it waits for the device.
     began = time.monotonic()
     stop = min(config.steps, config.stop_at or config.steps)
     done, skipped, pending, evaluation = start, 0, [], {}
@@ -202,10 +202,10 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
             done += 1
             speed.step(batch, metrics)
             trace.after(done, metrics)
-            kind = "train_video" if batch["latents"].shape[1] > 1 else "train_image"
-            pending.append((done, kind, metrics))
+            pending.append((done, batch["latents"].shape[1:4], metrics))
 
             if guard.watch(state, done, batch, metrics):
+                skipped += sum(int(metrics["skipped"]) for *_, metrics in jax.device_get(pending))
                 done, state = go_back(checkpoints, state, data)
                 writer.go_back(done)
                 bar.n, pending = done, []
@@ -213,8 +213,10 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
             leaving = stop_requested(done) or done == stop
 
             if done % config.logging.every == 0 or leaving:
-                for step, kind, metrics in jax.device_get(pending):
-                    writer.scalars(step, kind, metrics)
+                for step, shape, metrics in jax.device_get(pending):
+                    kind = "train_video" if shape[0] > 1 else "train_image"
+                    of_bucket = {f"loss_{'x'.join(map(str, shape))}": metrics["loss"]}
+                    writer.scalars(step, kind, metrics | of_bucket)
                     skipped += int(metrics["skipped"])
                     for name, deviations in spikes.find(kind, step, metrics):
                         writer.scalars(step, f"spike_{kind}", {name: deviations})

@@ -134,9 +134,13 @@ def abstract_batch(
 def batch_loss(
     model: Nova, schedule: Schedule, batch: Batch, key: jax.Array, loss_repeat: int
 ) -> tuple[jax.Array, LossParts]:
-    """Training loss of a batch with everything random drawn from `key`, and its parts."""
+    """Training loss of a batch with everything random drawn from `key`, and its parts.
+
+    Latents may be of any size that tokens fit; each is a program of its own.
+    """
     latents = batch["latents"]
-    size, frames = latents.shape[:2]
+    size, frames, height, width, _ = latents.shape
+    model = model.resized((height, width))
     draws = draw(model.config, schedule, key, batch=size, frames=frames, loss_repeat=loss_repeat)
     conditions = Conditions(**{name: value for name, value in batch.items() if name != "latents"})
     return training_loss(model, schedule, latents, conditions, draws)

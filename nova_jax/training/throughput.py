@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -38,10 +39,11 @@ class Throughput:
         self._config, self._devices = config, mesh.size
         machine = machine_of(mesh.devices.flat[0])
         self._peak = None if machine is None else machine.flops[config.dtype]
-        self._compiled: set[int] = set()
+        self._compiled: set[tuple[int, ...]] = set()
         self._last: Any = None
-        # Seconds, seconds without a batch, steps, samples, FLOPs: of the whole run, and since.
-        self._total, self._since = [0.0] * 5, [0.0] * 5
+        # Seconds, seconds without a batch, steps, samples, FLOPs: of the whole run; `_since` the
+        # last look.
+        self._total = [0.0] * 5
         self.restart()
 
     def restart(self) -> None:
@@ -58,15 +60,17 @@ class Throughput:
 
     def step(self, batch: Batch, metrics: Metrics) -> None:
         """Takes note of a step that has been queued."""
-        size, frames = batch["latents"].shape[:2]
+        size, *shape, _ = batch["latents"].shape
         self._last = metrics["loss"]
-        if frames not in self._compiled:
-            self._compiled.add(frames)
+        if tuple(shape) not in self._compiled:
+            self._compiled.add(tuple(shape))
             jax.block_until_ready(metrics)
             self.restart()
             return
+        frames, height, width = shape
+        model = dataclasses.replace(self._config.model, latent_size=(height, width))
         work = flops.of_training(
-            self._config.model, batch=size, frames=frames, loss_repeat=self._config.loss_repeat
+            model, batch=size, frames=frames, loss_repeat=self._config.loss_repeat
         )
         for index, value in enumerate((1, size, work), start=2):
             self._since[index] += value

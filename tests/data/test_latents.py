@@ -187,12 +187,29 @@ def test_class_models_get_labels(directory):
     assert set(labels[labels != wanted]) == {10} and "text" not in batches[0]
 
 
-def test_records_of_other_sizes_are_left_out_with_a_warning(tmp_path, caplog):
-    directory = make_records(tmp_path / "data", [((2, 6, 6), 8), ((2, 4, 8), 5)])
+def test_aspects_are_buckets_of_their_own_and_share_by_size(tmp_path):
+    directory = make_records(tmp_path / "data", [((2, 6, 6), 8), ((2, 9, 6), 16), ((1, 6, 12), 8)])
+    data = dataset(directory, held_out=0)
+    batches = take(data, 9)
+    sizes = [batch["latents"].shape[2:4] for batch in batches]
+    assert sizes.count((9, 6)) == 6 and sizes.count((6, 6)) == 3
+    assert sorted(numbers(batches)) == sorted([*range(24)] * 3)
+    pictures = take(data, 2, dataclasses.replace(CONFIG, video_fraction=0.0))
+    assert {batch["latents"].shape for batch in pictures} == {(8, 1, 6, 12, 3)}
+
+
+@pytest.mark.parametrize(("sizes", "left"), [("all", 5), ("model", 9)])
+def test_records_that_do_not_fit_are_left_out_with_a_warning(tmp_path, caplog, sizes, left):
+    shapes = [((2, 6, 6), 8), ((2, 4, 8), 3), ((2, 3, 6), 2), ((2, 6, 9), 4)]
+    config = LatentsConfig(
+        sources=(SourceConfig(path=str(make_records(tmp_path / "data", shapes))),),
+        sizes=sizes,
+        held_out=0,
+    )
     with caplog.at_level(logging.WARNING):
-        data = dataset(directory)
-    assert "5 records of other sizes than the model's 6x6" in caplog.text
-    assert sorted(numbers(take(data, 1))) == list(range(8))
+        data = LatentsDataset(config, MODEL)
+    assert f"{left} records are left out" in caplog.text
+    assert data.shapes == ([(2, 6, 6), (2, 6, 9)] if sizes == "all" else [(2, 6, 6)])
 
 
 @pytest.mark.parametrize(

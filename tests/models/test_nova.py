@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from small import CONFIG, make
 
+from nova_jax.errors import NovaError
 from nova_jax.models import Conditions, Nova
 from nova_jax.models.attention import block_causal_mask
 from nova_jax.models.embeddings import apply_rotary, rotary_angles, space_embedding
@@ -35,6 +36,24 @@ def inputs(frames=3, batch=2):
 @nnx.jit
 def forward(model, latents, conditions, order, visible):
     return model(latents, conditions, order, visible)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_model_of_another_size_is_the_same_model(rotary):
+    config = dataclasses.replace(CONFIG, rotary=rotary)
+    model, size = make(config), (config.latent_size[0] + 4, config.latent_size[1] - 4)
+    assert model.resized(config.latent_size) is model
+    there = Nova(dataclasses.replace(config, latent_size=size), rngs=nnx.Rngs(0))
+    nnx.update(there, nnx.state(model))
+    resized = model.resized(size)
+    assert resized.config == there.config and model.config == config
+    latents = jax.random.normal(jax.random.key(0), (2, 3, *size, 3))
+    conditions, tokens = inputs()[1], there.config.num_tokens
+    order = jnp.argsort(jax.random.uniform(jax.random.key(1), (6, tokens)), axis=1)
+    given = (latents, conditions, order, jnp.asarray(5))
+    np.testing.assert_array_equal(forward(resized, *given), forward(there, *given))
+    with pytest.raises(NovaError, match="latent_size 9x12 is not divisible"):
+        model.resized((9, 12))
 
 
 def test_block_causal_mask_written_out():

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from prepared import make_records
 from processes import arrays
 
 from nova_jax.checkpoints.native import load_model
@@ -162,6 +163,26 @@ def test_a_dataset_of_latents_needs_no_codec_and_no_text_encoder(run, tmp_path):
     assert load_model(model).codec is None
     with pytest.raises(NovaError, match="names no codec and no text_encoder"):
         NovaPipeline.from_checkpoint(model)
+
+
+def test_clips_of_several_sizes_make_one_run(run, tmp_path):
+    shapes = [(2, 12, 12), (2, 6, 18)]
+    data = make_records(tmp_path / "data", [(shape, 24) for shape in shapes])
+    run |= {"steps": 6, "samples": {}}
+    run["dataset"] = {"type": "latents", "sources": [{"path": str(data)}], "held_out": 8}
+    run["optimizer"] = {"learning_rate": 1e-3}
+    run["data"] |= {"video_fraction": 1.0}
+    del run["codec"], run["text_encoder"]
+    result = loop.train(TrainConfig.from_dict(run), tmp_path / "run")
+    assert result.finished and result.skipped == 0
+    losses = {
+        name: value
+        for record in records(tmp_path / "run")
+        for name, value in record.items()
+        if "/loss_" in name and "x" in name
+    }
+    assert losses.keys() == {"train_video/loss_2x12x12", "train_video/loss_2x6x18"}
+    assert np.isfinite(list(losses.values())).all()
 
 
 @pytest.mark.parametrize("missing", ["codec", "text_encoder"])
