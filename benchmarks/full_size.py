@@ -1,6 +1,6 @@
 """Writes a released model at its full size with random weights; converts, loads and runs it.
 
-    python benchmarks/full_size.py --model=osp480 --directory=DIR
+    python benchmarks/full_size.py --model=osp480 --directory=DIR [--stages=write,prepare]
 
 The weights are random; names, shapes, types and files are those of the release, Phi-2 and the
 autoencoder included. Every stage runs in a process of its own, which tells its time and its peak
@@ -23,11 +23,16 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
+from nova_jax import media
 from nova_jax.checkpoints import diffusers, rules
 from nova_jax.checkpoints.conversion import released_to_native
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.codecs.phi import Phi, PhiConfig
+from nova_jax.data.clips import ClipConfig
+from nova_jax.data.manifest import read_manifest
+from nova_jax.data.preparation import PrepareConfig, load_encoders
+from nova_jax.data.preparation import prepare as prepare_files
 from nova_jax.models import Conditions, Nova
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling.generate import SamplingConfig, generate
@@ -64,6 +69,7 @@ SMALL = Path(__file__).parent.parent / "tests" / "golden" / "pipeline_t2v"
 
 MODEL = flags.DEFINE_enum("model", "osp480", list(RELEASES), "Which.")
 DIRECTORY = flags.DEFINE_string("directory", None, "Where to write it.", required=True)
+STAGES = flags.DEFINE_list("stages", ["write", "convert", "load", "ar_step"], "Also: prepare.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16", "float16"], "To load in.")
 
 
@@ -170,6 +176,38 @@ def ar_step(directory: Path) -> None:
     assert np.isfinite(np.asarray(latents)).all()
 
 
+def prepare(directory: Path, name: str, dtype: str) -> str:
+    """Prepares one clip of 33 frames, of a video model, and four pictures, for training on them."""
+    size = RELEASES[name][1]
+    rows = np.linspace(0, 6 * np.pi, 4 * size[0] // 3)[:, None, None]
+    columns = np.linspace(0, 8 * np.pi, 4 * size[1] // 3)[:, None]
+    made = []
+    for frames, count in ((33, 1), (1, 4)) if RELEASES[name][2] > 1 else ((1, 4),):
+        source = directory / f"{frames}_frames"
+        source.mkdir(exist_ok=True)
+        for number in range(count):
+            times = np.arange(2 * frames - 1)[:, None, None, None] / 10 + number
+            waves = np.sin(rows + times) * np.sin(columns + np.arange(3) - times)
+            clip = (127.5 + 127.5 * waves).astype(np.uint8)
+            media.save_clip(source / f"clip{number}", clip, 24)
+            (source / f"clip{number}.txt").write_text(f"Wave number {number} runs to the right.")
+        config = PrepareConfig(
+            clips=ClipConfig(sizes=(size,), frames=(frames,)),
+            batch_size=1,
+            dtype="bfloat16" if dtype == "bfloat16" else "float32",
+        )
+        encoders = load_encoders(str(directory), config)
+        items, skips = read_manifest(source)
+        out = directory / f"{frames}_frames_prepared"
+        report = prepare_files(items, skips, out, config, encoders)
+        assert report.clips == count, report.skipped
+        made.append(
+            f"{count} of {frames} frames in {report.seconds:.1f} s, of which "
+            f"{report.waited_for_clips:.1f} s waiting for decoding"
+        )
+    return "; ".join(made)
+
+
 def measured(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float, float]:
     """What a stage returns, its seconds, and GiB of memory before it and at the most."""
 
@@ -185,13 +223,16 @@ def main(_: list[str]) -> None:
     """Runs the stages."""
     directory, dtype = Path(DIRECTORY.value), DTYPE.value
     native = directory.with_name(directory.name + "-native")
-    stages: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        (write, (MODEL.value, directory)),
-        (convert, (directory, native)),
-        (load, (directory, dtype)),
-        (ar_step, (directory,)),
-    ]
-    for stage, arguments in stages:
+    stages: dict[Callable[..., Any], tuple[Any, ...]] = {
+        write: (MODEL.value, directory),
+        convert: (directory, native),
+        load: (directory, dtype),
+        ar_step: (directory,),
+        prepare: (directory, MODEL.value, dtype),
+    }
+    for stage, arguments in stages.items():
+        if stage.__name__ not in STAGES.value:
+            continue
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
             result, seconds, before, peak = process.submit(measured, stage, *arguments).result()

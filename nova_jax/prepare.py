@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-import jax.numpy as jnp
 from absl import flags, logging
 from ml_collections import config_flags
 
 from nova_jax import cli
-from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder, resolve
+from nova_jax.checkpoints.diffusers import load_autoencoder, resolve
 from nova_jax.data.clips import read_clips
 from nova_jax.data.imports import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.data.inspection import write_page
 from nova_jax.data.manifest import Item, Skip, read_manifest
-from nova_jax.data.preparation import REPORT, Encoders, PrepareConfig, parse_shard, prepare
+from nova_jax.data.preparation import (
+    REPORT,
+    PrepareConfig,
+    load_encoders,
+    parse_shard,
+    prepare,
+)
 from nova_jax.data.records import probe_codec, read_metadata, same_probe
 from nova_jax.distributed.multihost import launched_as, stop_requests
 from nova_jax.errors import NovaError
@@ -110,22 +114,6 @@ def open_input(name: str, config: PrepareConfig) -> tuple[list[Item], list[Skip]
         return items, [], read
     items, skips = read_manifest(Path(name))
     return items, skips, read_clips
-
-
-def load_encoders(source: str, config: PrepareConfig) -> Encoders:
-    """The frozen parts of a released model."""
-    directory = resolve(source)
-    dtype: Any = jnp.dtype(config.dtype)
-    encoders = Encoders(
-        load_autoencoder(directory / "vae", dtype=dtype),
-        load_text_encoder(directory, dtype=dtype),
-        source=source,
-        text_length=config.text_length,
-    )
-    for size in config.clips.sizes:
-        for frames in config.clips.frames:
-            encoders.latent(frames, size)
-    return encoders
 
 
 if __name__ == "__main__":

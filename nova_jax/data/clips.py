@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,7 +36,11 @@ Sizes = tuple[tuple[int, int], ...]
 
 
 class Unusable(Exception):
-    """Why nothing can be made of a file."""
+    """Why nothing, or nothing more, can be made of a file; `clips` are what could be."""
+
+    def __init__(self, reason: str, clips: Sequence[Clip] = ()) -> None:
+        super().__init__(reason)
+        self.clips = clips
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,7 @@ def read_clips(item: Item, config: ClipConfig) -> list[Clip]:
     """Decodes the clips of a row.
 
     Raises:
-      Unusable: with the reason.
+      Unusable: with the reason, and the clips before the damage.
     """
     if item.is_picture:
         return [picture_clip(_read_picture(item.path, config), item, config)]
@@ -119,8 +123,9 @@ def read_clips(item: Item, config: ClipConfig) -> list[Clip]:
             for clip in cut_clips(_decode(container, item, config), item, config):
                 clips.append(clip)
     except (av.FFmpegError, ValueError, MemoryError) as error:
-        if not clips:
-            raise Unusable(f"cannot be decoded: {_reason(error)}") from error
+        if clips:
+            raise Unusable(f"damaged, clips before it are used: {_reason(error)}", clips) from error
+        raise Unusable(f"cannot be decoded: {_reason(error)}") from error
     return clips
 
 

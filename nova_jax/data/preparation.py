@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder, resolve
 from nova_jax.codecs.autoencoder import AutoencoderCodec
 from nova_jax.codecs.interfaces import Array, TextEncoder
 from nova_jax.codecs.pixels import to_float
@@ -153,6 +154,22 @@ class Encoders:
                 for prompt, rows, length in zip(unique, features, lengths, strict=True)
             }
         return [found[prompt] for prompt in prompts]
+
+
+def load_encoders(source: str, config: PrepareConfig) -> Encoders:
+    """The frozen parts of a released model."""
+    directory = resolve(source)
+    dtype: Any = jnp.dtype(config.dtype)
+    encoders = Encoders(
+        load_autoencoder(directory / "vae", dtype=dtype),
+        load_text_encoder(directory, dtype=dtype),
+        source=source,
+        text_length=config.text_length,
+    )
+    for size in config.clips.sizes:
+        for frames in config.clips.frames:
+            encoders.latent(frames, size)
+    return encoders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -374,7 +391,7 @@ class _Run:
             if self.strict:
                 raise NovaError(f"{item.name}: {error}; mend it, or leave out --strict") from error
             part.skipped.append((item.name, str(error)))
-            clips = []
+            clips = error.clips if isinstance(error, Unusable) else ()
         self.waited_for_clips += time.monotonic() - began
         part.rows.append(item.key)
         self.rows += 1

@@ -143,6 +143,20 @@ def test_files_that_cannot_be_used_say_why(tmp_path):
     assert "cannot be decoded" in reason("p2.png", data[: len(data) // 2])
 
 
+def test_clips_before_damage_are_kept_and_the_damage_is_named(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (200, 48, 64, 3), np.uint8)
+    path = write_video(tmp_path / "v.mkv", frames)
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 2, len(data), 50):
+        data[at] ^= 255
+    path.write_bytes(data)
+    many = ClipConfig(sizes=((24, 32),), frames=(5,), clips_per_video=99)
+    with pytest.raises(Unusable, match="damaged, clips before it are used: ") as caught:
+        read_clips(item(path), many)
+    assert 0 < len(caught.value.clips) < 20
+    assert {clip.frames.shape for clip in caught.value.clips} == {(5, 24, 32, 3)}
+
+
 def test_headers_are_not_believed(tmp_path):
     """A file whose headers promise another number of frames, duration and rate."""
     path = write_video(tmp_path / "v.mp4", moving_square(18), fps=20)
