@@ -4,7 +4,8 @@
            memory at once, and no float16
     gpu    cuDNN's flash attention for half types from compute capability 8.0 on, else `jax.nn`'s
            plain one
-    tpu    `jax.nn`'s
+    tpu    JAX's splash attention (Pallas) for bfloat16 where scores are many: they never leave
+           the chip, and of blocks what is not seen is skipped; else `jax.nn`'s plain one
 
 A program for several platforms (`nova_jax.export`) holds the plain one of each.
 
@@ -16,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int
 
@@ -26,6 +28,9 @@ from nova_jax.kernels.device import compute_capability, platform
 Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | tuple[int, ...] | None
 # Most scores that are there at once on a CPU, unless one head has more: 64 MB.
 _SCORES = 2**24
+# Scores of a sequence and head from which on a TPU computes them tile by tile; the unit of a tile's
+# side, which a TPU's lanes set, and the most that it may be.
+_TILED, _LANES, _TILE = 512 * 512, 128, 512
 
 
 def attention(
@@ -43,16 +48,21 @@ def attention(
         seen: what queries may see: a mask, how many keys there are before padding, or blocks.
         causal: query i sees the keys up to i, of those.
     """
-    if isinstance(seen, tuple):
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    blocks = seen if isinstance(seen, tuple) else None
+    length = seen if seen is not None and blocks is None and jnp.ndim(seen) == 0 else None
+    no_mask = seen is None or length is not None
+    many = query.shape[1] * key.shape[1] >= _TILED
+    tiled = many and not causal and (no_mask or blocks is not None)
+    if tiled and query.dtype == jnp.bfloat16 and platform() == "tpu":
+        return splash(query, key, value, length=length, blocks=blocks)
+    if blocks is not None:
         # Nothing of what is not seen is computed, and no piece needs a mask.
         pieces = [
             attention(query[:, end - size : end], key[:, :end], value[:, :end])
-            for size, end in zip(seen, itertools.accumulate(seen), strict=True)
+            for size, end in zip(blocks, itertools.accumulate(blocks), strict=True)
         ]
         return jnp.concatenate(pieces, axis=1)
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    length = seen if seen is not None and jnp.ndim(seen) == 0 else None
-    no_mask = seen is None or length is not None
     if half and no_mask and query.shape[-1] <= 128 and compute_capability() >= 8:
         lengths = queries = None
         if length is not None:
@@ -75,6 +85,61 @@ def attention(
         arrays = (query, key, value, mask)
         return jax.lax.platform_dependent(*arrays, cpu=_on_cpu, default=_elsewhere)
     return (_on_cpu if platform() == "cpu" else _elsewhere)(query, key, value, mask)
+
+
+def splash(
+    query: Float[Array, "b s k h"],
+    key: Float[Array, "b t k h"],
+    value: Float[Array, "b t k h"],
+    *,
+    length: Int[Array, ""] | None = None,
+    blocks: tuple[int, ...] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "b s k h"]:
+    """JAX's splash attention, for TPUs; see `attention`.
+
+    Args:
+        query, key, value: of one type.
+        length: how many keys there are before padding.
+        blocks: lengths of blocks of tokens, each of which sees itself and all blocks before it.
+        interpret: run on any device, slowly.
+    """
+    # Loads Pallas for TPUs, which nothing else needs.
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    channels, queries, keys = query.shape[-1], query.shape[1], key.shape[1]
+    rows, columns = (-(-n // _LANES) * _LANES for n in (queries, keys))
+    # What pads the queries sees the keys too: a softmax over nothing is not a number.
+    mask = np.zeros((1, rows, columns), bool)
+    mask[..., :keys] = True
+    if blocks is not None:
+        number = np.repeat(np.arange(len(blocks)), blocks)
+        mask[0, :queries, :keys] = number[:, None] >= number
+    side_q, side_k = (
+        max(n for n in range(_LANES, _TILE + 1, _LANES) if size % n == 0)
+        for size in (rows, columns)
+    )
+    sizes = library.BlockSizes(
+        block_q=side_q, block_kv=side_k, block_kv_compute=side_k,
+        block_q_dkv=side_q, block_kv_dkv=side_k, block_kv_dkv_compute=side_k,
+        block_q_dq=side_q, block_kv_dq=side_k,
+    )  # fmt: skip
+    kernel = library.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
+    segments = None
+    if length is not None:
+        padding = (jnp.arange(columns) >= length).astype(jnp.int32)
+        segments = library.SegmentIds(q=jnp.zeros(rows, jnp.int32), kv=padding)
+
+    def padded(x: Float[Array, "b n k h"], size: int) -> Float[Array, "n 1 m h"]:
+        by_head = rearrange(x, "b n k h -> (b k) 1 n h")
+        return jnp.pad(by_head, ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
+
+    q = padded(query * channels**-0.5, rows)
+    k, v = padded(key, columns), padded(value, columns)
+    y = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))(q, k, v)
+    return rearrange(y[:, 0, :queries], "(b k) s h -> b s k h", k=query.shape[2])
 
 
 def _elsewhere(

@@ -1,4 +1,4 @@
-"""Attention on a CPU against JAX's own, and against the definition in half types."""
+"""Attention against JAX's own, and against the definition in half types."""
 
 import functools
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nova_jax.kernels import attention as module
-from nova_jax.kernels.attention import attention
+from nova_jax.kernels.attention import attention, splash
 from nova_jax.models.attention import block_causal_mask
 
 
@@ -68,4 +68,29 @@ def test_blocks_see_themselves_and_those_before_them():
         return y, *back(gradient)
 
     for got, wanted in zip(run(arrays, None, (5, 3, 3, 1)), run(arrays, mask), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "length", "blocks"),
+    [(100, 300, None, None), (130, 200, 150, None), (200, 200, None, (90, 40, 40, 30))],
+    ids=["all", "length", "blocks"],
+)
+def test_tiles_for_tpus_meet_the_definition(queries, keys, length, blocks):
+    """Forward and backward, interpreted; sides that are no multiples of a tile."""
+    shapes = ((2, queries, 3, 16), (2, keys, 3, 16), (2, keys, 3, 16), (2, queries, 3, 16))
+    random = jax.random.split(jax.random.key(0), 4)
+    *given, gradient = (jax.random.normal(k, s) for k, s in zip(random, shapes, strict=True))
+    seen = blocks if length is None else jnp.asarray(length)
+    known = None if length is None else jnp.asarray(length)
+
+    @jax.jit
+    def run(given, gradient):
+        one, back = jax.vjp(lambda *x: attention(*x, seen), *given)
+        other, forth = jax.vjp(
+            lambda *x: splash(*x, length=known, blocks=blocks, interpret=True), *given
+        )
+        return (one, *back(gradient)), (other, *forth(gradient))
+
+    for wanted, got in zip(*run(given, gradient), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
