@@ -69,6 +69,13 @@ Arrays = dict[str, np.ndarray]
 # Relative tolerances, max |a − b| / max |b|, for folders without a tolerance.json.
 MODULE_TOLERANCE, TRAJECTORY_TOLERANCE, PIXEL_TOLERANCE = 1e-5, 1e-4, 1 / 255
 MOST_DIFFERING = 1e-3  # share of pixels
+# Of gradient norms after two steps of Adam or more, the least tolerance. Where a gradient is
+# rounding, Adam makes a step of ±lr of it: float32 orders of ours that should be equal (blocks or a
+# mask in attention, JAX 0.10 or 0.12) differ there by up to 4e-6, in t2v_rope; they are 6e-6 to
+# 1.01e-5 from the recording. The recording's own rule, ten times the difference of two orders,
+# would be 4e-5.
+AFTER_STEPS_TOLERANCE = 2e-5
+_AFTER_STEPS = re.compile(r"train\.step[2-9]\.grad_norm\.")
 
 # Arguments of a recorded generation, by their names in the release.
 _CALL_ARGUMENTS = {
@@ -159,6 +166,8 @@ def compare(
         sampled = name.endswith(".latents") and f"{name[:-8]}.in.order" in recorded
         default = TRAJECTORY_TOLERANCE if sampled else MODULE_TOLERANCE
         limit = PIXEL_TOLERANCE if is_pixels else float(tolerance.get(name, default))
+        if _AFTER_STEPS.match(name):
+            limit = max(limit, AFTER_STEPS_TOLERANCE)
         relative = error / 255 if is_pixels else relative
         differing = float(np.mean(wanted != got)) if is_pixels else 0.0
         rows.append(Row(folder, name, wanted.shape, error, relative, limit, differing))
