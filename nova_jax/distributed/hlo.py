@@ -4,7 +4,8 @@ XLA's own cost analysis counts the body of a loop once, and the models loop over
 every computation counts as often as it runs: the body of a loop by its trip count, of a conditional
 the branch that does most.
 
-- FLOPs are those of matrix products and convolutions, two a multiply-add, and of cuDNN's attention.
+- FLOPs are those of matrix products and convolutions, two a multiply-add, of cuDNN's and of splash
+  attention (the latter as if it skipped nothing), and what Pallas kernels say of themselves.
 - Bytes are what instructions read from and write to the device's memory. A fusion reads its inputs
   and writes its results; of what is sliced or updated in place only that part counts; what XLA
   keeps in a TPU's on-chip memory does not count. Padding of tiles is left out.
@@ -26,6 +27,10 @@ _BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 _SHAPE = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _PARENTHESIS = re.compile(r"[()]")
 _NAME = re.compile(r"%([\w.\-]+)")
+# Pallas's metadata breaks instructions over lines: these begin with what no other line begins with.
+_BROKEN = re.compile(r'\n(?="|\}\})')
+# Matrix products of the kernels of JAX's splash attention, forward and backward.
+_SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 
 #: Collectives, by the name of their instruction.
 COLLECTIVES = (
@@ -138,7 +143,7 @@ def costs(text: str) -> Costs:
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     computations: dict[str, _Computation] = {}
     entry, current = "", None
-    for line in text.splitlines():
+    for line in _BROKEN.sub(" ", text).splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
             words = line.split()
             name = words[words[0] == "ENTRY"].lstrip("%")
@@ -371,6 +376,12 @@ def _flops(one: _Instruction, computation: _Computation) -> float:
             )
         if target and target[1].startswith("__cudnn$fmha"):
             return _attention("Backward" in target[1], shapes)
+        if splash := re.search(r"splash_m[hq]a_(fwd|dkv|dq)", one.name + one.attributes):
+            *heads, queries, channels = next(s.dims for s in shapes if len(s.dims) == 4)
+            keys = [s.dims for s in shapes if len(s.dims) == 4][1][2]
+            return _SPLASH[splash[1]] * 2.0 * math.prod(heads) * queries * keys * channels
+        if said := re.search(r'"cost_estimate":\{"flops":"?(\d+)', one.attributes):
+            return float(said[1])
     return 0.0
 
 

@@ -191,6 +191,20 @@ def module(instruction, *parameters):
             ("bf16[2,6,3,64]{3,2,1,0}", "bf16[2,9,3,64]{3,2,1,0}"),
             2 * 2 * 2 * 3 * 6 * 9 * 64,
         ),
+        # Pallas kernels on TPUs.
+        (
+            "(bf16[6,1,128,64]{3,2,1,0}, f32[6,1,128,128]{3,2,1,0}) custom-call(%p2, %p0, %p1, "
+            '%p1), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+            '"xprof_metadata":"{}"\n}}, metadata={op_name="splash_mha_fwd_residuals/pallas_call"}',
+            ("bf16[6,1,128,64]{3,2,1,0}", "bf16[6,1,256,64]{3,2,1,0}", "s8[1,1,2]{2,1,0}"),
+            2 * 2 * 6 * 128 * 256 * 64,
+        ),
+        (
+            'f32[8,4]{1,0} custom-call(%p0), custom_call_target="tpu_custom_call", backend_config='
+            '{"custom_call_config":{"body":"TUz","cost_estimate":{"flops":"700","bytes":"3"}}}',
+            ("f32[8,4]{1,0}",),
+            700,
+        ),
     ],
 )
 def test_matrix_products_are_known_in_the_words_of_every_compiler(instruction, parameters, flops):

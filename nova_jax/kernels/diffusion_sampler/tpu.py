@@ -254,6 +254,11 @@ def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> S
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary",) * 4, vmem_limit_bytes=vmem
         ),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * count * passes * rows * width * (depth * width + LANES),
+            transcendentals=count * passes * rows * width * depth,
+            bytes_accessed=sum(array.nbytes for array in arrays),
+        ),
         interpret=interpret,
         name="diffusion_sampler",
     )(*arrays)
