@@ -152,7 +152,7 @@ def _estimate(
         ),
     ]
     heads = model.spatial_decoder_size.heads
-    plain = machine.target.platform != "gpu" or itemsize == 4  # attention that keeps its scores
+    plain = machine.target.platform == "cpu" or itemsize == 4  # attention that keeps its scores
     carried = sum(d * tokens * wide for d, tokens, wide, _ in blocks) * itemsize
     # Of one block, all that its backward pass reads: some 17 values a token and channel.
     full = [
