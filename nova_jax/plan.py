@@ -44,6 +44,7 @@ def main() -> None:
     if not TOPOLOGY.value:
         raise NovaError("--topology is missing; give a machine, such as v5e:16x16 or h100:8")
     jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot keep that
     topology = Topology.parse(TOPOLOGY.value)
     mesh = None if MESH.value is None else MeshConfig.parse(MESH.value)
     config = TrainConfig.from_dict(CONFIG.value.to_dict())

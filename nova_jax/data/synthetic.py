@@ -5,7 +5,7 @@ One batch of each kind is drawn at the start and given again and again.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import grain
@@ -58,7 +58,7 @@ class SyntheticDataset:
 
         def endless(frames: int, size: str) -> grain.MapDataset:
             share = share_of(getattr(config, size), process_count, size)
-            batch = self._draw(share, frames, process_index)
+            batch = self._draw(range(share * process_index, share * (process_index + 1)), frames)
             return grain.MapDataset.source([batch]).repeat(EPOCHS)
 
         return alternate(
@@ -72,24 +72,28 @@ class SyntheticDataset:
     ) -> Iterator[Batch]:
         """`count` times one batch of videos."""
         share = share_of(config.batch_size, process_count, "batch_size")
-        batch = self._draw(share, self.frames, process_count + process_index)
+        first = config.batch_size + share * process_index  # other samples than those of training
+        batch = self._draw(range(first, first + share), self.frames)
         return itertools.repeat(batch, count)
 
-    def _draw(self, size: int, frames: int, stream: int) -> Batch:
-        model, rng = self.model, np.random.default_rng([self.config.seed, frames, stream])
+    def _draw(self, numbers: Sequence[int], frames: int) -> Batch:
+        """Samples by number, so that a batch is the same however many processes share it."""
+        samples = [self._sample(number, frames) for number in numbers]
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
-        def normal(*shape: int) -> np.ndarray:
-            return rng.standard_normal(shape, np.float32)
-
-        batch = {
-            "latents": normal(size, frames, *model.latent_size, model.latent_channels),
-            "flow": rng.uniform(0, 10, size).astype(np.float32),
-            "fps": np.full(size, self.config.fps, np.float32),
+    def _sample(self, number: int, frames: int) -> Batch:
+        model, rng = self.model, np.random.default_rng([self.config.seed, frames, number])
+        sample = {
+            "latents": rng.standard_normal(
+                (frames, *model.latent_size, model.latent_channels), np.float32
+            ),
+            "flow": np.float32(rng.uniform(0, 10)),
+            "fps": np.float32(self.config.fps),
         }
         if model.num_classes is not None:
-            return batch | {"label": rng.integers(model.num_classes, size=size, dtype=np.int32)}
+            return sample | {"label": np.int32(rng.integers(model.num_classes))}
         assert model.text_dim is not None and model.text_length is not None
-        return batch | {
-            "text": normal(size, model.text_length, model.text_dim),
-            "text_length": np.full(size, model.text_length, np.int32),
+        return sample | {
+            "text": rng.standard_normal((model.text_length, model.text_dim), np.float32),
+            "text_length": np.int32(model.text_length),
         }

@@ -48,12 +48,14 @@ def attention(
         seen: what queries may see: a mask, how many keys there are before padding, or blocks.
         causal: query i sees the keys up to i, of those.
     """
-    half = query.dtype in (jnp.bfloat16, jnp.float16)
-    blocks = seen if isinstance(seen, tuple) else None
-    length = seen if seen is not None and blocks is None and jnp.ndim(seen) == 0 else None
-    no_mask = seen is None or length is not None
-    many = query.shape[1] * key.shape[1] >= _TILED
-    tiled = many and not causal and (no_mask or blocks is not None)
+    length = mask = blocks = None
+    if isinstance(seen, tuple):
+        blocks = seen
+    elif seen is not None and jnp.ndim(seen) == 0:
+        length = seen
+    else:
+        mask = seen
+    tiled = query.shape[1] * key.shape[1] >= _TILED and mask is None and not causal
     if tiled and query.dtype == jnp.bfloat16 and platform() == "tpu":
         return splash(query, key, value, length=length, blocks=blocks)
     if blocks is not None:
@@ -63,7 +65,8 @@ def attention(
             for size, end in zip(blocks, itertools.accumulate(blocks), strict=True)
         ]
         return jnp.concatenate(pieces, axis=1)
-    if half and no_mask and query.shape[-1] <= 128 and compute_capability() >= 8:
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if half and mask is None and query.shape[-1] <= 128 and compute_capability() >= 8:
         lengths = queries = None
         if length is not None:
             lengths = jnp.full(key.shape[0], length, jnp.int32)
@@ -77,7 +80,8 @@ def attention(
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
-    mask = seen if length is None else (jnp.arange(key.shape[1]) < length)[None, None]
+    if length is not None:
+        mask = (jnp.arange(key.shape[1]) < length)[None, None]
     if causal:
         below = jnp.tril(jnp.ones((1, query.shape[1], key.shape[1]), bool))
         mask = below if mask is None else mask & below

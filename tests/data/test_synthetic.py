@@ -54,6 +54,14 @@ def test_a_batch_costs_nothing_and_the_position_is_kept():
     assert shapes(next(again)) == shapes(next(stream))
 
 
+def test_processes_share_the_batch_of_one():
+    data = dataset()
+    whole = next(data.batches(CONFIG))
+    parts = [next(data.batches(CONFIG, index, 2)) for index in range(2)]
+    for name, value in whole.items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
+
+
 def test_processes_and_held_out_batches_differ():
     data = dataset()
     draws = [next(data.batches(CONFIG, index, 2))["latents"] for index in range(2)]

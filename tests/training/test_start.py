@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from processes import finish, start, start_together
 
 from nova_jax.checkpoints.conversion import native_to_released
 from nova_jax.checkpoints.diffusers import load_transformer
@@ -199,6 +200,25 @@ def test_adapters_are_trained_and_everything_else_stays(released, tmp_path):
     few = {"num_inference_steps": 2, "num_diffusion_steps": 2, "disable_progress_bar": True}
     latents = pipeline("a red seven", max_latent_length=2, output_type="latent", **few).latents
     assert latents.shape == (1, 2, 4, 4, 4) and np.isfinite(latents).all()
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_a_model_and_train_the_adapters_that_one_does(released, tmp_path):
+    run = tuning(init={"checkpoint": str(released)}, steps=3).to_dict()
+    run["mesh"] = {"fsdp": 2}
+    options = {"cache": tmp_path / "programs"}
+    alone = start(run, tmp_path / "alone", devices=2, log=tmp_path / "alone.log", **options)
+    assert finish([alone]) == [0], (tmp_path / "alone.log").read_text()
+    both = start_together(2, run, tmp_path / "both", logs=tmp_path / "logs", **options)
+    assert finish(both) == [0, 0], (tmp_path / "logs" / "0.log").read_text()
+    one, two = (
+        safetensors.numpy.load_file(tmp_path / name / "adapters" / "adapter_model.safetensors")
+        for name in ("alone", "both")
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert any(np.any(value) for name, value in one.items() if "lora_B" in name)
 
 
 def test_new_adapters_change_nothing_and_lie_as_their_kernels_do(video_model):
