@@ -34,9 +34,15 @@ from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.native import load_model
 from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
 from nova_jax.codecs.pixels import to_float, to_uint8
-from nova_jax.distributed.mesh import batch_sharding, batch_ways, make_mesh, replicated
+from nova_jax.distributed.mesh import (
+    SampleSpread,
+    batch_sharding,
+    batch_ways,
+    make_mesh,
+    replicated,
+)
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.api import Implementation
+from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.denoise import NoiseSource
@@ -344,9 +350,17 @@ class NovaPipeline:
         flow = self.motion_flow if motion_flow is None else motion_flow
 
         samples = [(i, copy) for i in range(len(texts)) for copy in range(num_images_per_prompt)]
-        batches = _batches(samples, batch_size, self._mesh or len(self._devices))
-        if (order is not None or noise is not None) and len(batches) > 1:
+        # Order and noise that are given have no known layout: one device draws it all.
+        recorded = order is not None or noise is not None
+        devices = 1 if recorded else len(self._devices)
+        batches = _batches(samples, batch_size, self._mesh or devices)
+        if recorded and len(batches) > 1:
             raise NovaError("a given order or noise needs one batch; make batch_size larger")
+        if self._mesh is not None and self._mesh.size > 1 and choose(sampling.sampler) == "pallas":
+            raise NovaError(
+                'sampler "pallas" needs the whole model on each device; load it without a mesh, or '
+                'choose sampler "xla"'
+            )
         made: list[np.ndarray] = []
         shown: list[np.ndarray] = []
         bar = tqdm(
@@ -368,7 +382,7 @@ class NovaPipeline:
                 if given is not None:
                     first = given[prompts] if len(given) > 1 else given.repeat(len(batch), 0)
                     first = first if spread is None else first + _drawn(keys, spread)
-                mesh, model = self._on_devices(len(batch))
+                mesh, model = self._on_devices(min(len(batch), devices))
                 conditions, negative, keys, first = jax.device_put(
                     (
                         self.conditions([texts[i] for i in prompts], flow),
@@ -390,6 +404,7 @@ class NovaPipeline:
                     order=order,
                     noise=noise,
                     on_frame=frame_done,
+                    spread=SampleSpread(mesh, whole=self._mesh is None),
                 )
                 made.append(np.asarray(drawn))
                 if output_type != "latent":
@@ -528,11 +543,10 @@ class NovaPipeline:
             text, lengths = self.text_encoder.encode(prompts, length)
         return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(lengths), **motion)
 
-    def _on_devices(self, samples: int) -> tuple[Mesh, Nova]:
-        """The model on the mesh, or whole on each of as many devices as there are samples."""
+    def _on_devices(self, count: int) -> tuple[Mesh, Nova]:
+        """The model on the mesh, or whole on each of so many devices."""
         if self._mesh is not None:
             return self._mesh, nnx.merge(self._graph, self._state)
-        count = min(samples, len(self._devices))
         if count not in self._placed:
             mesh = make_mesh(self._devices[:count])
             self._placed[count] = mesh, jax.device_put(self._state, replicated(mesh))

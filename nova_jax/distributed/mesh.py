@@ -204,6 +204,41 @@ def on_mesh(mesh: Mesh) -> AbstractContextManager[None]:
     return layout.use(MeshLayout(mesh))
 
 
+@dataclasses.dataclass(frozen=True)
+class SampleSpread:
+    """How a mesh shares generation, see `nova_jax.sampling.generate.Spread`.
+
+    Attributes:
+        mesh: its devices.
+        whole: each draws samples of its own with a whole model, and nothing passes between them;
+            else arrays lie as in training, and there may be fewer samples than devices.
+    """
+
+    mesh: Mesh
+    whole: bool
+
+    def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+        """See `nova_jax.sampling.generate.Spread`."""
+        if not self.whole:
+
+            def laid_out(*arrays: Any) -> Any:
+                with on_mesh(self.mesh):
+                    return function(*arrays)
+
+            return laid_out
+
+        def spec(axis: int | None) -> PartitionSpec:
+            return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, MESH_AXES)
+
+        specs = [
+            jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
+            for axes in (in_axes, out_axes)
+        ]
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -55,8 +55,10 @@ def attention(
         length = seen
     else:
         mask = seen
-    tiled = query.shape[1] * key.shape[1] >= _TILED and mask is None and not causal
-    if tiled and query.dtype == jnp.bfloat16 and platform() == "tpu":
+    # Wider heads are those of autoencoders: one, once a picture.
+    flash = mask is None and query.shape[-1] <= 128
+    many = query.shape[1] * key.shape[1] >= _TILED
+    if flash and many and not causal and query.dtype == jnp.bfloat16 and platform() == "tpu":
         return splash(query, key, value, length=length, blocks=blocks)
     if blocks is not None:
         # Nothing of what is not seen is computed, and no piece needs a mask.
@@ -66,7 +68,7 @@ def attention(
         ]
         return jnp.concatenate(pieces, axis=1)
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if half and mask is None and query.shape[-1] <= 128 and compute_capability() >= 8:
+    if half and flash and compute_capability() >= 8:
         lengths = queries = None
         if length is not None:
             lengths = jnp.full(key.shape[0], length, jnp.int32)

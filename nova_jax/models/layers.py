@@ -199,7 +199,8 @@ class BlockStack(nnx.Module):
             block = nnx.merge(graph, block_state)
             x, new = (block(x, *shared), None) if extra is None else block(x, *shared, extra)
             check_finite(x, self.name + " {index}", index=index)
-            return constrain(x, *self.axes) if self.axes else x, new
+            # Arrays without those axes, as of the diffusion head in sampling, lie as they come.
+            return constrain(x, *self.axes) if jnp.ndim(x) == len(self.axes) else x, new
 
         if self.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

@@ -12,7 +12,7 @@ Dimensions: B samples, G guidance passes, T frames, N tokens of a frame, M indic
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -194,23 +194,57 @@ def draw_frame(
     return tokens[:, :total]
 
 
-@functools.partial(
-    jax.jit, static_argnames=("graph", "guidance", "frames"), donate_argnames=("cache",)
-)
-def _begin_program(graph: Any, params: Any, conditions: Any, cache: Any, **options: Any) -> Any:
-    return begin(nnx.merge(graph, params), conditions, cache, **options)
+class Spread(Protocol):
+    """How devices share a program; part of the program, so it must be hashable."""
+
+    def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+        """`function` of all samples, out of one of any number of samples.
+
+        Args:
+            function: of arrays; it gives the same for a sample whatever the others are.
+            in_axes, out_axes: as `jax.vmap` takes them: which axis has the samples' rows.
+        """
+
+
+def alone(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+    """The `Spread` of one device."""
+    return function
+
+
+_CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "spread"))
+def _begin_program(
+    graph: Any, params: Any, conditions: Any, negative: Any, spread: Spread, **options: Any
+) -> Any:
+    def run(params: Any, conditions: Any, negative: Any) -> Any:
+        return _start(nnx.merge(graph, params), conditions, negative, **options)
+
+    return spread(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "guidance", "frames"), donate_argnames=("cache",)
+    jax.jit, static_argnames=("graph", "guidance", "frames", "spread"), donate_argnames=("cache",)
 )
 def _advance_program(
-    graph: Any, params: Any, latents: Any, anchor: Any, frame: Any, cache: Any, **options: Any
+    graph: Any,
+    params: Any,
+    latents: Any,
+    anchor: Any,
+    frame: Any,
+    cache: Any,
+    spread: Spread,
+    **options: Any,
 ) -> Any:
-    return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
+    def run(params: Any, latents: Any, anchor: Any, frame: Any, cache: Any) -> Any:
+        return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
+
+    axes = (None, 0, 0, None, _CACHE_AXES)
+    return spread(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config"))
+@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "spread"))
 def _draw_program(
     graph: Any,
     params: Any,
@@ -221,8 +255,13 @@ def _draw_program(
     *,
     schedule: Schedule,
     config: SamplingConfig,
+    spread: Spread,
 ) -> Float[Array, "b h w c"]:
-    return _draw(nnx.merge(graph, params), indicators, order, noise, frame, schedule, config)
+    def run(params: Any, indicators: Any, order: Any, noise: Any, frame: Any) -> Any:
+        model = nnx.merge(graph, params)
+        return _draw(model, indicators, order, noise, frame, schedule, config)
+
+    return spread(run, (None, 0, 0, 0, None), 0)(params, indicators, order, noise, frame)
 
 
 def _draw(
@@ -257,6 +296,7 @@ def generate(
     order: Int[Array, "b n"] | None = None,
     noise: NoiseSource | None = None,
     on_frame: Callable[[int], None] | None = None,
+    spread: Spread = alone,
 ) -> Float[Array, "b t h w c"]:
     """Draws images (one frame) or videos.
 
@@ -272,6 +312,7 @@ def generate(
         order: reveal orders, drawn from the keys by default.
         noise: noise source, drawn from the keys by default.
         on_frame: called with the number of finished frames after each.
+        spread: how devices share the samples, see `nova_jax.distributed.mesh.SampleSpread`.
 
     Returns:
         Latents, float32.
@@ -294,22 +335,21 @@ def generate(
     drawn_order, drawn_noise = _randomness(size, keys)
     order = drawn_order if order is None else order
     noise = drawn_noise if noise is None else noise
-    stacked, cache = _start(model, conditions, negative, guidance, frames)
     graph, params = nnx.split(model)
 
     def draw(params: Any, indicators: Any, frame: Any) -> Float[Array, "b h w c"]:
-        static = {"schedule": schedule, "config": config}
+        static = {"schedule": schedule, "config": config, "spread": spread}
         return _draw_program(graph, params, indicators, order, noise, frame, **static)
 
     if fused:
         # What the kernel cannot do it says here, before the programs are compiled.
         rows = (guidance.passes * batch, size.indicator_tokens, size.width)
         jax.eval_shape(draw, params, jax.ShapeDtypeStruct(rows, model.dtype), jnp.asarray(0))
-    options = {"guidance": guidance, "frames": frames}
+    options: Any = {"guidance": guidance, "frames": frames, "spread": spread}
     video: list[Array] = []
     for frame in range(frames):
         if frame == 0:
-            anchor, cache = _begin_program(graph, params, stacked, cache, **options)
+            anchor, cache = _begin_program(graph, params, conditions, negative, **options)
             indicators = anchor
         else:
             indicators, cache = _advance_program(
@@ -342,9 +382,8 @@ def generate_in_one(
         model, schedule, conditions, frames, config, keys, negative: as there.
     """
     order, noise = _randomness(model.config, keys)
-    stacked, cache = _start(model, conditions, negative, config.guidance, frames)
     options: Any = {"guidance": config.guidance, "frames": frames}
-    anchor, cache = begin(model, stacked, cache, **options)
+    anchor, cache = _start(model, conditions, negative, **options)
 
     def one_frame(carry: tuple[Array, KVCache], frame: Array) -> tuple[Any, Array]:
         indicators, cache = carry
@@ -375,8 +414,8 @@ def _start(
     negative: Conditions | None,
     guidance: GuidanceConfig,
     frames: int,
-) -> tuple[Conditions, KVCache]:
-    """Conditions of all passes, and an empty cache for the video."""
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, and a cache with room for the whole video."""
     config = model.config
     negative = unconditional(conditions, config) if negative is None else negative
     stacked = stack_passes(conditions, negative, guidance)
@@ -384,7 +423,8 @@ def _start(
     if config.is_video and conditions.flow is not None:
         condition_tokens += 2
     rows = jax.tree.leaves(stacked)[0].shape[0]
-    return stacked, model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
+    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
+    return begin(model, stacked, cache, guidance=guidance, frames=frames)
 
 
 @jax.jit

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nova_jax.checkpoints.adapters import save_adapters
@@ -27,7 +28,13 @@ from nova_jax.codecs.pixels import to_uint8
 from nova_jax.data.datasets import build_dataset
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
-from nova_jax.distributed.mesh import check_batch_size, make_mesh, process_share, shard_batch
+from nova_jax.distributed.mesh import (
+    SampleSpread,
+    check_batch_size,
+    make_mesh,
+    process_share,
+    shard_batch,
+)
 from nova_jax.errors import NovaError
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
@@ -236,7 +243,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
             if samples.every and samples.prompts:
                 if done % samples.every == 0 or done == config.steps:
                     model = blueprint.model(state.ema, state.frozen)
-                    videos = draw_samples(model, config, parts)
+                    videos = draw_samples(model, config, parts, mesh)
                     if multihost.is_first():
                         save_samples(workdir / "samples" / f"step_{done:07d}", videos, config)
                     for index, frames in enumerate(videos):
@@ -338,7 +345,7 @@ def go_back(
     return restored[0], TrainState.from_trees(restored[1])
 
 
-def draw_samples(model: Nova, config: TrainConfig, parts: Parts) -> np.ndarray:
+def draw_samples(model: Nova, config: TrainConfig, parts: Parts, mesh: Mesh) -> np.ndarray:
     """Videos of ``config.samples.prompts``, the same noise each time: uint8 [B, F, H, W, 3]."""
     assert parts.codec is not None and parts.text_encoder is not None  # `build_parts` has checked
     samples, count = config.samples, len(config.samples.prompts)
@@ -358,6 +365,7 @@ def draw_samples(model: Nova, config: TrainConfig, parts: Parts) -> np.ndarray:
         keys=jax.vmap(lambda i: jax.random.fold_in(jax.random.key(samples.seed), i))(
             jnp.arange(count)
         ),
+        spread=SampleSpread(mesh, whole=False),
     )
     return np.asarray(to_uint8(parts.codec.decode(multihost.to_host(latents))))
 

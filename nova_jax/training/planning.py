@@ -31,6 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from nova_jax.distributed import hlo
 from nova_jax.distributed.mesh import (
     MeshConfig,
+    SampleSpread,
     batch_sharding,
     check_batch_size,
     make_mesh,
@@ -213,7 +214,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         diffusion_steps=sampling.num_diffusion_steps,
         condition_tokens=model.condition_tokens,
     )
-    program = jax.jit(generate, out_shardings=batch_sharding(mesh))
+    program = jax.jit(SampleSpread(mesh, whole=True)(generate, (None, 0, 0), 0))
     arguments = (params, conditions, keys)
     sizes = {"parameters": device_bytes(params), "conditions": device_bytes(arguments[1:])}
     amount = sum(total.values())
