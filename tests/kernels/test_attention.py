@@ -1,14 +1,18 @@
 """Attention against JAX's own, and against the definition in half types."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from nova_jax.distributed.topology import Topology
 from nova_jax.kernels import attention as module
 from nova_jax.kernels.attention import attention, splash
+from nova_jax.kernels.device import target
 from nova_jax.models.attention import block_causal_mask
 
 
@@ -94,3 +98,21 @@ def test_tiles_for_tpus_meet_the_definition(queries, keys, length, blocks):
 
     for wanted, got in zip(*run(given, gradient), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs"
+)
+@pytest.mark.parametrize("blocks", [None, (300, 200, 100)])
+def test_tiles_are_compiled_for_tpus(blocks):
+    topology = Topology.parse("v5e:2x2")
+    mesh = Mesh(np.array(topology.devices()[:1]), ("chip",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    array = jax.ShapeDtypeStruct((2, 600, 3, 64), "bfloat16", sharding=sharding)
+
+    def both(query, key, value, gradient):
+        return jax.vjp(lambda *x: attention(*x, blocks), query, key, value)[1](gradient)
+
+    with target(topology.machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        compiled = jax.jit(both).lower(array, array, array, array).compile()
+    assert compiled.as_text().count("tpu_custom_call") == 3  # forward, and two backward
