@@ -49,6 +49,7 @@ DTYPE = flags.DEFINE_enum(
 )
 SAMPLER = flags.DEFINE_enum("sampler", "auto", ["auto", "xla", "pallas"], "Of diffusion steps.")
 CALLS = flags.DEFINE_integer("calls", 3, "Timed calls.")
+STAGES = flags.DEFINE_bool("stages", True, "Also time each stage, in programs of its own.")
 UNROLL = flags.DEFINE_integer("unroll", 1, "Blocks per iteration of the loops over depth.")
 
 
@@ -116,6 +117,8 @@ def main(_: list[str]) -> None:
     print(
         f"measured peak   {peak / 1e9:.0f} GFLOP/s, {100 * total / median / peak:.0f} % of it used"
     )
+    if not STAGES.value:
+        return
     print(f"{'stage':22} {'GFLOP':>8} {'seconds':>8} {'GFLOP/s':>8}")
     for stage, spent in stages(model, conditions, sampling, frames).items():
         rate = needed[stage] / spent / 1e9

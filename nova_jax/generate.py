@@ -50,6 +50,12 @@ FPS = flags.DEFINE_float(
 UPSCALE = flags.DEFINE_integer(
     "upscale", 192, "Enlarge by a whole factor to at least this short side; 1: no.", lower_bound=1
 )
+UNROLL = flags.DEFINE_integer(
+    "unroll",
+    1,
+    "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
+    lower_bound=1,
+)
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
 )
@@ -129,9 +135,11 @@ def _load(source: str) -> NovaPipeline:
     """Loads whatever --checkpoint names."""
     directory = Path(source)
     if (directory / "model_index.json").exists() or not directory.exists():
-        pipeline = NovaPipeline.from_pretrained(source, dtype=DTYPE.value)
+        pipeline = NovaPipeline.from_pretrained(source, dtype=DTYPE.value, unroll=UNROLL.value)
     else:
-        pipeline = NovaPipeline.from_checkpoint(source, which=WHICH.value, dtype=DTYPE.value)
+        pipeline = NovaPipeline.from_checkpoint(
+            source, which=WHICH.value, dtype=DTYPE.value, unroll=UNROLL.value
+        )
     if SIZE.value is None:
         return pipeline
     height, x, width = SIZE.value.partition("x")

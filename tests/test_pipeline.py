@@ -45,6 +45,14 @@ def test_videos_have_the_shape_and_rate_of_training(pipeline, videos):
         assert np.abs(one.astype(int) - other).mean() > 0.5  # prompts differ, the noise does not
 
 
+def test_unrolled_loops_make_the_same_videos(untrained, videos):
+    unrolled = NovaPipeline.from_checkpoint(untrained, devices=jax.devices()[:1], unroll=2)
+    assert unrolled.model.temporal_encoder.blocks.unroll == 2
+    assert_same(unrolled(PROMPTS, seed=7).frames, videos)
+    with pytest.raises(NovaError, match="unroll is 0"):
+        NovaPipeline.from_checkpoint(untrained, unroll=0)
+
+
 def test_videos_of_another_size(pipeline, videos):
     wide = pipeline.resized(16, 24)
     assert wide.size == (16, 24) and pipeline.size == (16, 16)

@@ -24,7 +24,7 @@ from nova_jax.models.embeddings import (
     MotionEmbed,
     TextEmbed,
 )
-from nova_jax.models.layers import Remat, check_finite, patchify
+from nova_jax.models.layers import BlockStack, Remat, check_finite, patchify
 from nova_jax.models.layout import constrain
 from nova_jax.models.spatial_decoder import SpatialDecoder
 from nova_jax.models.temporal_encoder import TemporalEncoder
@@ -102,6 +102,14 @@ class Nova(nnx.Module):
         config = dataclasses.replace(self.config, latent_size=latent_size)
         for part in (model, model.temporal_encoder, model.spatial_decoder):
             part.config = config
+        return model
+
+    def unrolled(self, unroll: int) -> "Nova":
+        """The same model on the same arrays, with so many blocks per iteration over depth."""
+        model = nnx.clone(self)
+        for _, part in nnx.iter_modules(model):
+            if isinstance(part, BlockStack):
+                part.unroll = unroll
         return model
 
     def embed_conditions(self, conditions: Conditions) -> Float[Array, "b l d"]:
