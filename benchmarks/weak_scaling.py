@@ -17,7 +17,8 @@ from ml_collections import config_flags
 from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.distributed.topology import Topology
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.planning import estimates, plan_training
+from nova_jax.training.estimates import estimates
+from nova_jax.training.planning import plan_training
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "From few devices to many.", required=True)
