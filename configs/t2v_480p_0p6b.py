@@ -13,12 +13,12 @@ Variants:
 
 With ",synthetic" after it a variant trains on noise: it needs no data and shows what a step costs.
 The model has 645,505,040 parameters. Nothing here was measured at full size. What `nova_jax.plan`
-says, JAX 0.12.0.1, 2026-11-22 (docs/plans.md has the published run on other machines):
+says, compiled, JAX 0.12.0.1, 2026-11-23 (docs/plans.md has the published run on other machines):
 
-    lora_24gb  --topology=a100-40g:1 --mesh=data:1, compiled: peak 8.67 GB (parameters 2.63,
-               optimizer 0.15, average 0.05, temporaries 5.83), 64.0 TFLOP a step
-    v5e8       --topology=v5e:2x4 --tries=0, an estimate from sizes, not compiled:
-               5.96 GB of 16 a chip with fsdp 8, 0.34 to 0.39 s a step
+    lora_24gb  --topology=a100-40g:1: peak 8.67 GB (parameters 2.63, optimizer 0.15, average 0.05,
+               temporaries 5.83), 64.0 TFLOP, 0.21 to 0.36 s a step
+    v5e8       --topology=v5e:2x4: fsdp 8, peak 5.70 GB of 16.9 a chip (parameters 0.33, optimizer
+               0.65, average 0.32, temporaries 4.40), 102.8 TFLOP, 0.56 to 1.33 s a step
 """
 
 from ml_collections import ConfigDict, config_dict
