@@ -88,7 +88,7 @@ def _parse(argv: list[str], arguments: str | None) -> list[str]:
         raise NovaError(f"the config file cannot be read: {reason}; check --config") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         key = str(error).strip("'\"")  # all that ml_collections says of an unknown key
-        if unknown := next((a for a in argv if a.split("=")[0].endswith(f".{key}")), None):
+        if unknown := next((a for a in argv if key in a.split("=")[0].split(".")), None):
             raise NovaError(f"{unknown}: no such key; the config file lists them all") from error
         raise NovaError(f"the config cannot be made: {error}; check --config") from error
     if positional and not arguments:

@@ -43,6 +43,9 @@ for arguments, log in json.loads(sys.argv[2]):
 CASES = {
     "unknown config key": ("train", "{config} --workdir={new} --config.optimizer.momentum=1",
                            "--config.optimizer.momentum=1: no such key"),
+    "unknown section of the config": (
+        "train", "--config={sparse_config} --workdir={new} --config.logging.every=1",
+        "--config.logging.every=1: no such key"),
     "config value of a wrong type": ("train", "{config} --workdir={new} --config.steps=many",
                                      "--config.steps=many"),
     "config value of a wrong kind": ("train", "{config} --workdir={new} --config.dataset.size=7",
@@ -126,6 +129,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "picture": str(folder / "picture.png"),
         "broken_image": str(folder / "broken.png"),
         "blank": str(folder / "blank.txt"),
+        "sparse_config": str(ROOT / "configs" / "own_videos.py"),
         "broken_config": str(folder / "broken.py"),
         "archive": str(folder / "archive.zip"),
         "foreign": str(folder / "foreign"),
