@@ -90,7 +90,7 @@ def test_a_few_real_clips_are_learned_by_heart(tmp_path):
     values["codec"]["source"] = values["text_encoder"]["source"] = str(released)
     values["dataset"]["sources"] = ({"path": str(out)},)
     train(TrainConfig.from_dict(values), tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    lines = [*map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())]
     losses = [line["train_video/loss"] for line in lines if "train_video/loss" in line]
     assert np.mean(losses[-20:]) < np.mean(losses[:5]) / 10
 
