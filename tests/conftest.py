@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from jax.experimental.compilation_cache import compilation_cache
 from small import VIDEO
 
 from nova_jax.checkpoints.native import save_model
@@ -98,3 +99,14 @@ def save_untrained() -> Callable[..., Path]:
 def untrained(save_untrained, tmp_path_factory) -> Path:
     """The directory of a small text-to-video model, 3 frames of 16x16 pixels."""
     return save_untrained(tmp_path_factory.mktemp("untrained") / "model")
+
+
+@pytest.fixture
+def no_program_cache():
+    """For programs of devices that are not here: the cache could keep them and not read them."""
+    directory = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", directory)
+    compilation_cache.reset_cache()

@@ -69,11 +69,16 @@ def attention(
         return jnp.concatenate(pieces, axis=1)
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if half and flash and compute_capability() >= 8:
-        lengths = queries = None
+        count, lengths, queries = query.shape[1], None, None
         if length is not None:
+            # With lengths cuDNN differentiates even numbers of queries and keys only.
+            query, key, value = (
+                jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+                for x in (query, key, value)
+            )
             lengths = jnp.full(key.shape[0], length, jnp.int32)
-            queries = jnp.full(key.shape[0], query.shape[1], jnp.int32)
-        return jax.nn.dot_product_attention(
+            queries = jnp.full(key.shape[0], count, jnp.int32)
+        y = jax.nn.dot_product_attention(
             query,
             key,
             value,
@@ -82,6 +87,7 @@ def attention(
             key_value_seq_lengths=lengths,
             implementation="cudnn",
         )
+        return y[:, :count]
     if length is not None:
         mask = (jnp.arange(key.shape[1]) < length)[None, None]
     if causal:

@@ -100,19 +100,37 @@ def test_tiles_for_tpus_meet_the_definition(queries, keys, length, blocks):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+def compiled_for(text: str, *arrays: tuple[int, ...], seen=None, length=False) -> str:
+    """Forward and backward, in bfloat16, compiled for one device of a topology."""
+    topology = Topology.parse(text)
+    mesh = Mesh(np.array(topology.devices()[:1]), ("chip",))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    given = [jax.ShapeDtypeStruct(shape, "bfloat16", sharding=sharding) for shape in arrays]
+    known = jax.ShapeDtypeStruct((), "int32", sharding=sharding)
+
+    def both(query, key, value, gradient, known):
+        visible = known if length else seen
+        return jax.vjp(lambda *x: attention(*x, visible), query, key, value)[1](gradient)
+
+    with target(topology.machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        return jax.jit(both).lower(*given, known).compile().as_text()
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs"
 )
 @pytest.mark.parametrize("blocks", [None, (300, 200, 100)])
-def test_tiles_are_compiled_for_tpus(blocks):
-    topology = Topology.parse("v5e:2x2")
-    mesh = Mesh(np.array(topology.devices()[:1]), ("chip",))
-    sharding = NamedSharding(mesh, PartitionSpec())
-    array = jax.ShapeDtypeStruct((2, 600, 3, 64), "bfloat16", sharding=sharding)
+def test_tiles_are_compiled_for_tpus(blocks, no_program_cache):
+    text = compiled_for("v5e:2x2", *[(2, 600, 3, 64)] * 4, seen=blocks)
+    assert text.count("tpu_custom_call") == 3  # forward, and two backward
 
-    def both(query, key, value, gradient):
-        return jax.vjp(lambda *x: attention(*x, blocks), query, key, value)[1](gradient)
 
-    with target(topology.machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        compiled = jax.jit(both).lower(array, array, array, array).compile()
-    assert compiled.as_text().count("tpu_custom_call") == 3  # forward, and two backward
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is None
+    or importlib.util.find_spec("jax_plugins.xla_cuda13") is None,
+    reason="needs jax-cuda13-plugin, which compiles for GPUs",
+)
+@pytest.mark.parametrize("tokens", [140, 141])
+def test_flash_attention_is_compiled_for_gpus(tokens, no_program_cache):
+    text = compiled_for("h100:1", *[(2, tokens, 3, 64)] * 4, length=True)
+    assert "fmha" in text

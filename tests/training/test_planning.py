@@ -139,7 +139,7 @@ def test_meshes_are_written_by_axis():
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs"
 )
-def test_a_training_step_is_compiled_for_tpus(config):
+def test_a_training_step_is_compiled_for_tpus(config, no_program_cache):
     topology = Topology.parse("v5e:2x4")
     plan = planning.plan_training(config, topology, MeshConfig(data=4, fsdp=2))
     assert plan.fits and plan.costs is not None
