@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -126,9 +127,10 @@ def test_tiles_are_compiled_for_tpus(blocks, no_program_cache):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins") is None
+    os.environ.get("JAX_PLATFORMS") != "cpu"
+    or importlib.util.find_spec("jax_plugins") is None
     or importlib.util.find_spec("jax_plugins.xla_cuda13") is None,
-    reason="needs jax-cuda13-plugin, which compiles for GPUs",
+    reason="needs jax-cuda13-plugin, which compiles for GPUs, and JAX_PLATFORMS=cpu",
 )
 @pytest.mark.parametrize("tokens", [140, 141])
 def test_flash_attention_is_compiled_for_gpus(tokens, no_program_cache):
