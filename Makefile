@@ -8,12 +8,14 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	  && echo "$$python" && break; done)
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# Large memory pages: on a CPU a training step takes a fifth less time (glibc 2.35 and newer).
+HUGE_PAGES = glibc.malloc.hugetlb=1
 METADATA = pyproject.toml requirements.txt
 
 .PHONY: demo test clean
 
 demo: $(VENV)/runtime
-	$(VENV)/bin/python -m nova_jax.demo --out=demo_output
+	GLIBC_TUNABLES=$(HUGE_PAGES) $(VENV)/bin/python -m nova_jax.demo --out=demo_output
 
 test: $(VENV)/dev
 	$(VENV)/bin/ruff check .

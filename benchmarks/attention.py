@@ -16,7 +16,6 @@ from absl import app, flags
 from flax import nnx
 from sizes import TEXT_LEN, config_of_flags
 
-from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.kernels.attention import attention
 from nova_jax.models import Nova
 
@@ -69,5 +68,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     app.run(main)

@@ -4,7 +4,7 @@
 
 One layer's attention at the sizes of the released video model, bfloat16, one chip of each slice:
 the spatial decoder's over a frame, and the temporal encoder's over a video. FLOPs and bytes are
-read from the compiled program (`nova_jax.distributed.hlo`), time is their roofline; nothing is run.
+read from the compiled program (`nova_jax.plan.hlo`), time is their roofline; nothing is run.
 """
 
 from unittest import mock
@@ -15,9 +15,9 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nova_jax.distributed.topology import Topology
 from nova_jax.kernels import attention as kernels
-from nova_jax.training.planning import Plan, compile_for
+from nova_jax.plan.compile import Plan, compile_for
+from nova_jax.plan.topology import Topology
 
 TOPOLOGIES = flags.DEFINE_list("topologies", ["v5e:2x2", "v6e:2x2"], "Slices of TPUs.")
 

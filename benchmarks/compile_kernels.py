@@ -20,10 +20,11 @@ from flax import nnx
 from heads import BATCH, HEADS, config_of_head
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from nova_jax.distributed.topology import Machine, Topology
+from nova_jax.distributed.machines import Machine
 from nova_jax.kernels.device import target
 from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
 from nova_jax.models.diffusion_head import DiffusionHead
+from nova_jax.plan.topology import Topology
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
 # The smallest topology of each kind of device.

@@ -11,12 +11,12 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.pixels import PixelCodec, to_float
-from nova_jax.data.digits import DigitsConfig, DigitsSource
+from nova_jax.autoencoders.pixels import PixelCodec, to_float
 from nova_jax.data.motion import motion_score
 from nova_jax.data.pipeline import DataConfig, make_iterator
 from nova_jax.data.transforms import Encode
+from nova_jax.digits.clips import DigitsConfig, DigitsSource
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 TEXT_LENGTH = 16
 

@@ -24,19 +24,20 @@ from absl import app, flags
 from flax import nnx
 
 from nova_jax import media
+from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.checkpoints import diffusers, rules
 from nova_jax.checkpoints.conversion import released_to_native
 from nova_jax.checkpoints.tensors import write_safetensors
-from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from nova_jax.codecs.phi import Phi, PhiConfig
-from nova_jax.data.clips import ClipConfig
-from nova_jax.data.manifest import read_manifest
-from nova_jax.data.preparation import PrepareConfig, load_encoders
-from nova_jax.data.preparation import prepare as prepare_files
 from nova_jax.models import Conditions, Nova
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling.generate import SamplingConfig, generate
+from nova_jax.prepare.clips import ClipConfig
+from nova_jax.prepare.encoders import load_encoders
+from nova_jax.prepare.manifest import read_manifest
+from nova_jax.prepare.preparation import PrepareConfig
+from nova_jax.prepare.preparation import prepare as prepare_files
+from nova_jax.sampling.frames import SamplingConfig, generate
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.text.phi import Phi, PhiConfig
 
 
 def vit(width: int, head: str) -> list[str]:
@@ -196,7 +197,7 @@ def prepare(directory: Path, name: str, dtype: str) -> str:
             batch_size=1,
             dtype="bfloat16" if dtype == "bfloat16" else "float32",
         )
-        encoders = load_encoders(str(directory), config)
+        encoders = load_encoders(str(directory), text_length=config.text_length, dtype=config.dtype)
         items, skips = read_manifest(source)
         out = directory / f"{frames}_frames_prepared"
         report = prepare_files(items, skips, out, config, encoders)

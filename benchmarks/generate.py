@@ -23,11 +23,9 @@ from flax import nnx
 from peak import measured_peak
 from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 
-from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.kernels.diffusion_sampler.api import sample
-from nova_jax.models import Conditions, Nova
-from nova_jax.sampling import flops
-from nova_jax.sampling.generate import (
+from nova_jax.models import Conditions, Nova, flops
+from nova_jax.sampling.frames import (
     SamplingConfig,
     advance,
     begin,
@@ -104,7 +102,7 @@ def main(_: list[str]) -> None:
         batch=batch,
         passes=sampling.guidance.passes,
         frames=frames,
-        ar_steps=AR_STEPS.value,
+        sets=set_sizes(config.num_tokens, AR_STEPS.value).tolist(),
         diffusion_steps=DIFFUSION_STEPS.value,
         condition_tokens=TEXT_LEN.value + 2 * config.is_video,
     )
@@ -210,5 +208,4 @@ def stages(
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     app.run(main)

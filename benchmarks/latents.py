@@ -30,7 +30,6 @@ from nova_jax.data.records import (
     shard_name,
     write_metadata,
 )
-from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.models.config import NovaConfig
 
 BUCKET = Bucket(frames=1, size=(480, 768), latent=(1, 60, 96))
@@ -142,5 +141,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     main()

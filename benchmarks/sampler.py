@@ -17,11 +17,10 @@ from heads import BATCH, HEADS, config_of_head
 from peak import measured_peak
 
 from nova_jax.errors import NovaError
-from nova_jax.huge_pages import restart_with_huge_pages
 from nova_jax.kernels.diffusion_sampler.api import choose, sample
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
+from nova_jax.models import flops
 from nova_jax.models.diffusion_head import DiffusionHead
-from nova_jax.sampling import flops
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
 TOKENS = flags.DEFINE_list("tokens", ["1", "22", "44", "128"], "Tokens of a set.")
@@ -79,5 +78,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     app.run(main)

@@ -20,12 +20,20 @@ from absl import app, flags
 from peak import measured_peak
 from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 
-from nova_jax.distributed.mesh import MeshConfig, check_batch_size, make_mesh, shard_batch
-from nova_jax.distributed.topology import machine_of
-from nova_jax.huge_pages import restart_with_huge_pages
-from nova_jax.sampling import flops
+from nova_jax.distributed.machines import machine_of
+from nova_jax.distributed.mesh import (
+    MeshConfig,
+    check_batch_size,
+    make_mesh,
+    shard_batch,
+)
+from nova_jax.models import flops
 from nova_jax.sampling.schedules import FlowMatchingSchedule
-from nova_jax.training.optimizer import OptimizerConfig, learning_rate_schedule, make_optimizer
+from nova_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+)
 from nova_jax.training.state import EMAConfig, create_state
 from nova_jax.training.step import make_train_step
 
@@ -104,5 +112,4 @@ def timed(config, dtype, devices, sizes):
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     app.run(main)

@@ -15,10 +15,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from nova_jax.distributed.mesh import MeshConfig
-from nova_jax.distributed.topology import Topology
+from nova_jax.plan.compile import plan_training
+from nova_jax.plan.estimate import estimates
+from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.estimates import estimates
-from nova_jax.training.planning import plan_training
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "From few devices to many.", required=True)

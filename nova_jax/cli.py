@@ -18,10 +18,6 @@ from absl import app, flags
 from ml_collections.config_flags import config_flags
 
 from nova_jax.errors import NovaError
-from nova_jax.huge_pages import restart_command_with_huge_pages
-
-# Commands import this file before anything that takes long to load.
-restart_command_with_huge_pages()
 
 _PLACES = (errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 

@@ -17,13 +17,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from nova_jax import cli, media
-from nova_jax.checkpoints.native import read_config
-from nova_jax.data.digits import DigitsConfig
+from nova_jax.checkpoints.integrity import read_config
+from nova_jax.config import from_dict
+from nova_jax.digits.clips import DigitsConfig
+from nova_jax.digits.judges import TRAITS, Judges, Verdict
+from nova_jax.digits.scores import (
+    Question,
+    draw_questions,
+    format_table,
+    is_right,
+    tally,
+)
 from nova_jax.errors import NovaError
-from nova_jax.evaluation.judges import TRAITS, Judges, Verdict
-from nova_jax.evaluation.scores import Question, draw_questions, format_table, is_right, tally
 from nova_jax.pipeline import SHIPPED, NovaPipeline
-from nova_jax.training.config import TrainConfig, from_dict
+from nova_jax.training.config import TrainConfig
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."

@@ -31,15 +31,15 @@ from flax import nnx
 from jax import export as jax_export
 
 import nova_jax
-from nova_jax.codecs.autoencoder import AutoencoderCodec
-from nova_jax.codecs.hashed_text import HashedTextEncoder, vectors
-from nova_jax.codecs.phi_text import PhiTextEncoder
-from nova_jax.codecs.pixels import to_uint8
+from nova_jax.autoencoders.codec import AutoencoderCodec
+from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.errors import NovaError
 from nova_jax.kernels.device import ANY, target
 from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling.generate import SamplingConfig, generate_in_one
+from nova_jax.sampling.frames import SamplingConfig, generate_in_one
+from nova_jax.text.hashed_words import HashedTextEncoder, vectors
+from nova_jax.text.phi_encoder import PhiTextEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 #: Of about.json, raised when a script for an older one would not do.

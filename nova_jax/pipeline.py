@@ -30,10 +30,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from nova_jax import media
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_float, to_uint8
 from nova_jax.checkpoints import diffusers
-from nova_jax.checkpoints.native import load_model
-from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
-from nova_jax.codecs.pixels import to_float, to_uint8
+from nova_jax.checkpoints.model import load_model
+from nova_jax.config import from_dict
 from nova_jax.distributed.mesh import (
     SampleSpread,
     batch_sharding,
@@ -46,10 +47,10 @@ from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.denoise import NoiseSource
-from nova_jax.sampling.generate import SamplingConfig, generate
+from nova_jax.sampling.frames import SamplingConfig, generate
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.training.config import from_dict
+from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
 SHIPPED = Path(__file__).parent / "assets" / "digits_t2v"
@@ -578,7 +579,7 @@ def _override(config: Config, **options: Any) -> Config:
 
 
 @jax.jit
-def _drawn(keys: Key[jax.Array, b], deviation: jax.Array) -> jax.Array:
+def _drawn(keys: Key[jax.Array, " b"], deviation: jax.Array) -> jax.Array:
     """Noise of this standard deviation, a sample's from its own key."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
     shape = jnp.shape(deviation)[1:]

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 from small import VIDEO
 
-from nova_jax.checkpoints.native import save_model
+from nova_jax.checkpoints.model import save_model
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 

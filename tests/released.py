@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.checkpoints import diffusers, rules
 from nova_jax.checkpoints.tensors import write_safetensors
-from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 SMALL = Path(__file__).parent / "golden" / "pipeline_t2v"
 K, WIDTH, GROUP = 10.0, 128, 4

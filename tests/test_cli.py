@@ -21,7 +21,10 @@ CONFIG = f"--config={ROOT / 'configs' / 'digits_t2v.py'}"
 FORKS = """
 import importlib, json, os, sys, traceback
 from nova_jax import cli
-command = importlib.import_module(sys.argv[1])
+try:
+    command = importlib.import_module(sys.argv[1] + ".__main__")
+except ModuleNotFoundError:
+    command = importlib.import_module(sys.argv[1])
 for arguments, log in json.loads(sys.argv[2]):
     if not os.fork():
         output = os.open(log, os.O_WRONLY | os.O_CREAT)

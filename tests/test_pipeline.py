@@ -11,9 +11,9 @@ from flax import nnx
 from PIL import Image
 
 from nova_jax import media
+from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.checkpoints.rules import autoencoder_table
 from nova_jax.checkpoints.tensors import write_safetensors
-from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline

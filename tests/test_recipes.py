@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from nova_jax.distributed.mesh import make_mesh
 from nova_jax.models.nova import Nova
+from nova_jax.plan.compile import abstract_training
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import split_model
-from nova_jax.training.planning import abstract_training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PUBLISHED = {  # batch, steps

@@ -1,4 +1,4 @@
-"""Low-rank adapters as files of their own, by the names that PyTorch's peft library gives them.
+"""Low-rank adapters: added to a model's kernels, and as files of their own in peft's form.
 
     adapter_config.json          rank, alpha, the modules that have adapters
     adapter_model.safetensors    base_model.model.MODULE.lora_A.weight [rank, in]
@@ -13,21 +13,43 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.lora import LoraConfig
 from nova_jax.models.nova import Nova
+
+# What an adapter's two matrices are called, after the path of its kernel.
+A, B = ".a", ".b"
+
+
+def adapter_scale(rank: int, alpha: float) -> float:
+    """What the product of A and B is multiplied with."""
+    return alpha / rank
+
+
+def apply_adapters(
+    variables: Mapping[str, jax.Array], adapters: Mapping[str, jax.Array], scale: float
+) -> dict[str, jax.Array]:
+    """A model's variables by path, with every adapter added to its kernel."""
+    merged = dict(variables)
+    for path, a in adapters.items():
+        if path.endswith(A):
+            name = path.removesuffix(A)
+            merged[name] = merged[name] + scale * jnp.matmul(a, adapters[name + B])
+    return merged
 
 
 def save_adapters(
     directory: str | os.PathLike[str],
     *,
     adapters: Mapping[str, np.ndarray],
-    config: LoraConfig,
+    rank: int,
+    alpha: float,
     model: NovaConfig,
     base: str,
 ) -> None:
@@ -35,8 +57,8 @@ def save_adapters(
 
     Args:
         directory: where to.
-        adapters: by path, as `nova_jax.models.lora` names them.
-        config: what they are.
+        adapters: by path, as `nova_jax.training.lora` names them.
+        rank, alpha: see `nova_jax.training.lora.LoraConfig`.
         model: the model that they adapt.
         base: where that is found.
     """
@@ -49,9 +71,9 @@ def save_adapters(
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for entry in rules.transformer_table(model, variables):
             path = ".".join(map(str, entry.path))
-            if f"{path}.a" not in adapters:
+            if path + A not in adapters:
                 continue
-            pair = (adapters[f"{path}.{kind}"] for kind in ("a", "b"))
+            pair = (adapters[path + kind] for kind in (A, B))
             a, b = (value if entry.block is None else value[entry.block] for value in pair)
             module = entry.released.removesuffix(".weight")
             modules.append(module)
@@ -64,8 +86,8 @@ def save_adapters(
     described = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
+        "r": rank,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": modules,

@@ -27,7 +27,8 @@ from nova_jax.checkpoints.diffusers import (
     schedule_from_released,
     schedule_to_released,
 )
-from nova_jax.checkpoints.native import load_trained, save_model, write_checksums
+from nova_jax.checkpoints.integrity import write_checksums
+from nova_jax.checkpoints.model import load_trained, save_model
 from nova_jax.checkpoints.parts import RELEASED, released_source
 from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
 from nova_jax.errors import NovaError

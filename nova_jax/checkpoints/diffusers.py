@@ -18,26 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from nova_jax.checkpoints import rules
-from nova_jax.checkpoints.tensors import open_tensors
-from nova_jax.codecs.autoencoder import AutoencoderCodec
-from nova_jax.codecs.autoencoder_cogvideox import (
+from nova_jax.autoencoders.codec import AutoencoderCodec
+from nova_jax.autoencoders.cogvideox import (
     AutoencoderCogVideoXConfig,
     AutoencoderKLCogVideoX,
 )
-from nova_jax.codecs.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from nova_jax.codecs.autoencoder_ltx import AutoencoderKLLTXVideo, AutoencoderLTXConfig
-from nova_jax.codecs.phi import Phi, PhiConfig
-from nova_jax.codecs.phi_text import PhiTextEncoder
+from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
+from nova_jax.autoencoders.ltx import AutoencoderKLLTXVideo, AutoencoderLTXConfig
+from nova_jax.checkpoints import rules
+from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.distributed.mesh import parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Schedule
+from nova_jax.text.phi import Phi, PhiConfig
+from nova_jax.text.phi_encoder import PhiTextEncoder
 
 _TRANSFORMER_FIELDS = (
     "arch",

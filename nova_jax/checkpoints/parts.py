@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nova_jax.autoencoders.interface import Settings, VideoCodec
+from nova_jax.autoencoders.pixels import PixelCodec
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder, resolve
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.interfaces import Settings, TextEncoder, VideoCodec
-from nova_jax.codecs.pixels import PixelCodec
 from nova_jax.errors import NovaError
+from nova_jax.text.hashed_words import HashedTextEncoder
+from nova_jax.text.interface import TextEncoder
 
 RELEASED = "released"
 CODECS: dict[str, type[Settings]] = {PixelCodec.TYPE: PixelCodec}

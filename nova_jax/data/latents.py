@@ -21,19 +21,14 @@ from typing import Any, Literal
 import grain
 import numpy as np
 
-from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.data.fingerprints import probe_codec, probe_text, same_probe
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, iterate, share_of
-from nova_jax.data.records import (
-    Bucket,
-    Encoding,
-    Records,
-    probe_codec,
-    probe_text,
-    same_probe,
-)
+from nova_jax.data.records import Bucket, Encoding, Records
 from nova_jax.data.transforms import Batch
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
+from nova_jax.text.interface import TextEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +124,7 @@ class MakeBatch:
       seed: of everything drawn; None draws nothing: the mean of the moments, the long caption,
         nothing dropped.
       picture_fps: what the model is told of pictures.
-      keep_captions: see `nova_jax.data.datasets.build_dataset`.
+      keep_captions: see `nova_jax.training.datasets.build_dataset`.
     """
 
     pool: Pool
@@ -224,7 +219,7 @@ class LatentsDataset:
       config: where they are.
       model: what they are for; records of sizes that do not fit are left out, with a warning.
       codec, text_encoder: of the run, if it has them: they must be those of the records.
-      keep_captions: see `nova_jax.data.datasets.build_dataset`.
+      keep_captions: see `nova_jax.training.datasets.build_dataset`.
 
     Raises:
       NovaError: a directory cannot be used, or nothing in it fits the model or the run.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from nova_jax import media
-from nova_jax.codecs.interfaces import VideoCodec
-from nova_jax.codecs.pixels import to_uint8
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.errors import NovaError
 
 SHEET_SIDE = 96  # pixels, at least, that a frame is enlarged to

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
-from nova_jax.codecs.pixels import to_float
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_float
+from nova_jax.text.interface import TextEncoder
 
 Batch = dict[str, Any]
 

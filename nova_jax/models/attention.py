@@ -17,14 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
 from nova_jax.models.embeddings import apply_rotary
-from nova_jax.models.layers import (
-    BlockStack,
-    LayerNorm,
-    Projector,
-    Remat,
-    gelu,
-    linear,
-)
+from nova_jax.models.layers import BlockStack, LayerNorm, Projector, Remat, gelu, linear
 from nova_jax.models.layout import AxisNames, split
 
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
@@ -53,7 +46,7 @@ class KVCache:
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
-def block_causal_mask(block_ids: Int[np.ndarray, "s"]) -> Bool[np.ndarray, "s s"]:
+def block_causal_mask(block_ids: Int[np.ndarray, " s"]) -> Bool[np.ndarray, "s s"]:
     """Each token sees its own block and all earlier ones: mask[i, j] = id[i] ≥ id[j]."""
     return block_ids[:, None] >= block_ids[None, :]
 

@@ -89,7 +89,7 @@ class MotionEmbed(nnx.Module):
         self.flow = Projector(FREQUENCY_CHANNELS, width, width, dtype=dtype, rngs=rngs)
         self.fps = Projector(FREQUENCY_CHANNELS, width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, flow: Float[Array, "b"], fps: Float[Array, "b"]) -> Float[Array, "b 2 d"]:
+    def __call__(self, flow: Float[Array, " b"], fps: Float[Array, " b"]) -> Float[Array, "b 2 d"]:
         """Embeds motion scores (mean optical flow) and frame rates, in this order."""
         tokens = [
             self.flow(jnp.concatenate(sinusoid(flow), axis=-1)),
@@ -107,7 +107,7 @@ class TextEmbed(nnx.Module):
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, text: Float[Array, "b l e"], length: Int[Array, "b"]
+        self, text: Float[Array, "b l e"], length: Int[Array, " b"]
     ) -> Float[Array, "b l d"]:
         """Condition tokens of prompts of `length` ≤ L rows; length 0 is unconditional."""
         rows = text.shape[1]
@@ -123,6 +123,6 @@ class LabelEmbed(nnx.Module):
         self.table = nnx.Param(table, logical_axes=("vocab", "embed"))
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, label: Int[Array, "b"]) -> Float[Array, "b 1 d"]:
+    def __call__(self, label: Int[Array, " b"]) -> Float[Array, "b 1 d"]:
         """Embeds labels in 0..num_classes."""
         return self.norm(self.table[label][:, None])

@@ -18,12 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.diffusion_head import DiffusionHead
-from nova_jax.models.embeddings import (
-    DEFAULT_FPS,
-    LabelEmbed,
-    MotionEmbed,
-    TextEmbed,
-)
+from nova_jax.models.embeddings import DEFAULT_FPS, LabelEmbed, MotionEmbed, TextEmbed
 from nova_jax.models.layers import BlockStack, Remat, check_finite, patchify
 from nova_jax.models.layout import constrain
 from nova_jax.models.spatial_decoder import SpatialDecoder
@@ -44,10 +39,10 @@ class Conditions:
     """
 
     text: Float[Array, "b l e"] | None = None
-    text_length: Int[Array, "b"] | None = None
-    flow: Float[Array, "b"] | None = None
-    fps: Float[Array, "b"] | None = None
-    label: Int[Array, "b"] | None = None
+    text_length: Int[Array, " b"] | None = None
+    flow: Float[Array, " b"] | None = None
+    fps: Float[Array, " b"] | None = None
+    label: Int[Array, " b"] | None = None
 
 
 class Nova(nnx.Module):

@@ -19,7 +19,12 @@ from jaxtyping import Array, Float, Int
 from nova_jax.kernels.attention import Seen
 from nova_jax.models.attention import KVCache, block_causal_mask, transformer
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
+from nova_jax.models.embeddings import (
+    TimeEmbed,
+    grid_positions,
+    rotary_angles,
+    space_embedding,
+)
 from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
 from nova_jax.models.layout import constrain, ways
 

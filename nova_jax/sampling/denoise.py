@@ -39,7 +39,7 @@ class NoiseSource(Protocol):
 class KeyedNoise:
     """Noise from one random key a sample, so that a sample does not depend on its batch."""
 
-    keys: Key[Array, "b"]
+    keys: Key[Array, " b"]
     tokens: int = dataclasses.field(metadata={"static": True})
     token_dim: int = dataclasses.field(metadata={"static": True})
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 from nova_jax.errors import NovaError
 
 
-def reveal_order(keys: Key[Array, "b"], num_tokens: int) -> Int[Array, "b n"]:
+def reveal_order(keys: Key[Array, " b"], num_tokens: int) -> Int[Array, "b n"]:
     """A random permutation of the token indices for each key."""
     draw = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))
     return jnp.argsort(draw(keys), axis=1).astype(jnp.int32)
@@ -33,7 +33,7 @@ def to_row_major(tokens: Float[Array, "b n p"], order: Int[Array, "b n"]) -> Flo
     return jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None], axis=1)
 
 
-def set_sizes(num_tokens: int, num_steps: int) -> Int[np.ndarray, "k"]:
+def set_sizes(num_tokens: int, num_steps: int) -> Int[np.ndarray, " k"]:
     """Tokens revealed at each AR step: after step k of K, N·cos(π/2 · k/K) are still masked.
 
     Cosine schedule of MaskGIT (arXiv 2202.04200, section 3.3), rounded half to even. Steps that
@@ -87,7 +87,7 @@ class Bucket:
 
 
 def bucket_steps(
-    sizes: Int[np.ndarray, "k"], step: Callable[[int, int], float], waste: float = 0.05
+    sizes: Int[np.ndarray, " k"], step: Callable[[int, int], float], waste: float = 0.05
 ) -> list[Bucket]:
     """Groups AR steps greedily so that padding adds at most `waste` to each group's cost.
 

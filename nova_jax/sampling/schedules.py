@@ -43,10 +43,10 @@ class SamplingSteps:
             come before those without.
     """
 
-    time: Float[np.ndarray, "s"]
-    keep: Float[np.ndarray, "s"]
-    move: Float[np.ndarray, "s"]
-    spread: Float[np.ndarray, "s"]
+    time: Float[np.ndarray, " s"]
+    keep: Float[np.ndarray, " s"]
+    move: Float[np.ndarray, " s"]
+    spread: Float[np.ndarray, " s"]
 
     def part(self, first: int, last: int) -> "SamplingSteps":
         """Some of the steps."""
@@ -180,7 +180,7 @@ class DDPMSchedule:
         """The noise for epsilon prediction; noise − x otherwise, as in the release."""
         return noise if self.prediction_type == "epsilon" else noise - x
 
-    def _timesteps(self, count: int) -> Int[np.ndarray, "s"]:
+    def _timesteps(self, count: int) -> Int[np.ndarray, " s"]:
         n = self.num_train_timesteps
         if self.timestep_spacing == "leading":
             return np.arange(count)[::-1] * (n // count) + self.steps_offset

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from nova_jax.data.datasets import DatasetConfig
+from nova_jax.config import from_dict, to_plain
 from nova_jax.data.pipeline import DataConfig
 from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat
-from nova_jax.models.lora import LoraConfig
-from nova_jax.sampling.generate import SamplingConfig
+from nova_jax.sampling.frames import SamplingConfig
+from nova_jax.training.datasets import DatasetConfig
 from nova_jax.training.guard import GuardConfig
+from nova_jax.training.lora import LoraConfig
 from nova_jax.training.optimizer import OptimizerConfig
 from nova_jax.training.start import InitConfig
 from nova_jax.training.state import EMAConfig
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,7 @@ class TrainConfig:
         codec: pixels to latents, see `nova_jax.codecs`; None where the dataset brings latents.
         text_encoder: prompts to features, see `nova_jax.codecs`; None where the dataset brings
             features, or the model takes class labels.
-        dataset: what to train on, by its ``type``, see `nova_jax.data.datasets`.
+        dataset: what to train on, by its ``type``, see `nova_jax.training.datasets`.
         data: how they are batched and mixed.
         optimizer: what is trained, and how.
         ema: moving average of the parameters.
@@ -188,7 +184,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON, that `from_dict` reads back."""
-        return _plain(self)
+        return to_plain(self)
 
     def changeable(self) -> tuple[str, ...]:
         """What may differ when a run is taken up again: nothing that changes its parameters but for
@@ -209,74 +205,3 @@ class TrainConfig:
             "motion_flow",
         }
         return tuple(free if self.optimizer.schedule == "cosine" else free | {"steps"})
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], key: str) -> T:
-    """Builds a dataclass from plain values, checking every key and type below it.
-
-    Args:
-        cls: a dataclass whose fields are numbers, strings, tuples, mappings or dataclasses.
-        values: its fields by name.
-        key: how to call the whole in messages, such as "config.optimizer".
-
-    Raises:
-        NovaError: naming the key.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in values:
-        if name not in fields:
-            close = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(fields)}"
-            raise NovaError(f"{key}.{name}: no such key; {hint}")
-    for name, field in fields.items():
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and name not in values:
-            raise NovaError(f"{key}.{name} is missing; set it in the config file")
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _convert(hints[name], v, f"{key}.{name}") for name, v in values.items()})
-
-
-def _convert(kind: Any, value: Any, key: str) -> Any:
-    """`value` as the annotated type `kind`; an int may stand for a float, a list for a tuple."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [argument for argument in arguments if argument is not type(None)]
-        return _convert(kinds[0] if len(kinds) == 1 else _by_type(kinds, value, key), value, key)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return from_dict(typing.cast(type, kind), value, key)
-    if origin is tuple and isinstance(value, list | tuple):
-        if arguments[-1] is Ellipsis:
-            arguments = arguments[:1] * len(value)
-        if len(value) == len(arguments):
-            pairs = enumerate(zip(arguments, value, strict=True))
-            return tuple(_convert(kind, v, f"{key}[{i}]") for i, (kind, v) in pairs)
-    elif origin is Literal and value in arguments:
-        return value
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif kind in (int, str, bool) and type(value) is kind:
-        return value
-    elif origin in (dict, Mapping.__mro__[0]) and isinstance(value, Mapping):
-        return dict(value)
-    wanted = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-    wanted = " or ".join(map(repr, arguments)) if origin is Literal else wanted
-    raise NovaError(f"{key} is {value!r}; it must be {wanted.replace('typing.', '')}")
-
-
-def _by_type(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """The one of several dataclasses that ``value["type"]`` names, or else the first."""
-    names = [kind.__dataclass_fields__["type"].default for kind in kinds]
-    name = value.get("type", names[0]) if isinstance(value, Mapping) else names[0]
-    if name not in names:
-        raise NovaError(f"{key}.type is {name!r}; it must be {' or '.join(map(repr, names))}")
-    return kinds[names.index(name)]
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -20,12 +20,12 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.adapters import save_adapters
-from nova_jax.checkpoints.native import RunCheckpoints, claim_workdir, has_checkpoint, save_model
+from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
-from nova_jax.codecs.interfaces import TextEncoder, VideoCodec
-from nova_jax.codecs.pixels import to_uint8
-from nova_jax.data.datasets import build_dataset
+from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoint
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
 from nova_jax.distributed.mesh import (
@@ -38,10 +38,11 @@ from nova_jax.distributed.mesh import (
 from nova_jax.errors import NovaError
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.sampling.generate import generate
+from nova_jax.sampling.frames import generate
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
+from nova_jax.text.interface import TextEncoder
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.evaluation import make_evaluation
+from nova_jax.training.datasets import build_dataset
 from nova_jax.training.guard import NumericsGuard, Spikes, make_diagnosis
 from nova_jax.training.metrics import MetricWriter
 from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -49,6 +50,7 @@ from nova_jax.training.start import load_start
 from nova_jax.training.state import TrainState, create_state
 from nova_jax.training.step import make_train_step
 from nova_jax.training.throughput import Throughput, Trace
+from nova_jax.training.validation import make_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
 
     There will be: config.json, metrics.jsonl, tensorboard/, checkpoints/ (to go on from), samples/
     (videos drawn on the way) and, at the end, model/ (the averaged model, see
-    `nova_jax.checkpoints.native`), with adapters added to it, and adapters/ (these by themselves,
+    `nova_jax.checkpoints.model`), with adapters added to it, and adapters/ (these by themselves,
     see `nova_jax.checkpoints.adapters`). A run that SIGINT or SIGTERM stops saves its state first.
 
     Raises:
@@ -271,7 +273,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
                 save_adapters,
                 workdir / "adapters",
                 adapters={name: multihost.to_host(array) for name, array in flat.items()},
-                config=config.lora,
+                rank=config.lora.rank,
+                alpha=config.lora.alpha,
                 model=config.model,
                 base=config.init.checkpoint,
             )
@@ -292,7 +295,7 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
 
     Args:
         config: the run.
-        keep_captions: see `nova_jax.data.datasets.build_dataset`.
+        keep_captions: see `nova_jax.training.datasets.build_dataset`.
 
     Raises:
         NovaError: naming the key that does not fit.

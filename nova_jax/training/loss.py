@@ -56,7 +56,7 @@ class LossParts:
     first: Float[Array, ""]
     rest: Float[Array, ""]
     per_token: Float[Array, "r b t n"]
-    weight: Float[Array, "n"]
+    weight: Float[Array, " n"]
     timestep_index: Int[Array, "r b t n"]
     mask_ratio: Float[Array, ""]
 

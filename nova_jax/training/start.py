@@ -21,7 +21,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from nova_jax.checkpoints import diffusers, native
+from nova_jax.checkpoints import diffusers
+from nova_jax.checkpoints import model as native
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova

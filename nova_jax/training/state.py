@@ -14,12 +14,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
+from nova_jax.checkpoints.adapters import apply_adapters
 from nova_jax.distributed.mesh import parameter_shardings, partition_spec, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat, logical_axes
-from nova_jax.models.lora import LoraConfig, adapter_axes, apply_adapters, create_adapters
 from nova_jax.models.nova import Nova
+from nova_jax.training.lora import LoraConfig, adapter_axes, create_adapters
 from nova_jax.training.optimizer import Params, split_model
 
 

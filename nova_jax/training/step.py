@@ -16,7 +16,13 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, draw, training_loss
-from nova_jax.training.state import Blueprint, EMAConfig, TrainState, state_shardings, update_ema
+from nova_jax.training.state import (
+    Blueprint,
+    EMAConfig,
+    TrainState,
+    state_shardings,
+    update_ema,
+)
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

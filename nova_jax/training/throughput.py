@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from nova_jax.distributed.topology import machine_of
-from nova_jax.sampling import flops
+from nova_jax.distributed.machines import machine_of
+from nova_jax.models import flops
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.step import Batch, Metrics
 

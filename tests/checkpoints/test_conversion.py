@@ -12,7 +12,7 @@ from flax import nnx
 
 from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
-from nova_jax.checkpoints.native import load_model
+from nova_jax.checkpoints.model import load_model
 from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError

@@ -9,12 +9,17 @@ import pytest
 from prepared import ENCODING, make_records
 from small import VIDEO
 
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.pixels import PixelCodec
-from nova_jax.data.latents import LatentsConfig, LatentsDataset, SourceConfig, draw_latents
+from nova_jax.autoencoders.pixels import PixelCodec
+from nova_jax.data.latents import (
+    LatentsConfig,
+    LatentsDataset,
+    SourceConfig,
+    draw_latents,
+)
 from nova_jax.data.pipeline import DataConfig
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 MODEL = NovaConfig.from_dict(VIDEO | dict(latent_size=(6, 6), frames=2))
 CONFIG = DataConfig(

@@ -11,15 +11,17 @@ import pytest
 from released import write_released
 from videos import moving_square, write_video
 
+from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
-from nova_jax.codecs.pixels import to_uint8
-from nova_jax.data.clips import ClipConfig, read_clips
+from nova_jax.config import from_dict
 from nova_jax.data.latents import draw_latents
-from nova_jax.data.manifest import read_manifest
-from nova_jax.data.preparation import Encoders, PrepareConfig, prepare
 from nova_jax.data.records import Records
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.training.config import TrainConfig, from_dict
+from nova_jax.prepare.clips import ClipConfig, read_clips
+from nova_jax.prepare.encoders import Encoders
+from nova_jax.prepare.manifest import read_manifest
+from nova_jax.prepare.preparation import PrepareConfig, prepare
+from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import train
 
 RECIPE = Path(__file__).parents[2] / "configs" / "own_videos.py"

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.pixels import PixelCodec, to_float
-from nova_jax.data.captions import MAX_WORDS
-from nova_jax.data.digits import DigitsConfig, DigitsSource
+from nova_jax.autoencoders.pixels import PixelCodec, to_float
 from nova_jax.data.pipeline import DataConfig, make_evaluation_iterator, make_iterator
 from nova_jax.data.transforms import Encode
+from nova_jax.digits.captions import MAX_WORDS
+from nova_jax.digits.clips import DigitsConfig, DigitsSource
 from nova_jax.errors import NovaError
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 SOURCE = DigitsSource(DigitsConfig(num_clips=48, frames=3))
 ENCODE = Encode(

@@ -3,13 +3,13 @@
 import cv2
 import pytest
 
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.pixels import PixelCodec
-from nova_jax.data.digits import DigitsConfig, DigitsSource
+from nova_jax.autoencoders.pixels import PixelCodec
 from nova_jax.data.pipeline import DataConfig, make_iterator
 from nova_jax.data.preview import write_preview
 from nova_jax.data.transforms import Encode
+from nova_jax.digits.clips import DigitsConfig, DigitsSource
 from nova_jax.errors import NovaError
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 
 def batches(**settings):

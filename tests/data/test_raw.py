@@ -10,17 +10,17 @@ from PIL import Image
 from prepared import make_records
 from videos import moving_square, write_video
 
-from nova_jax.codecs.hashed_text import HashedTextEncoder
-from nova_jax.codecs.pixels import PixelCodec, to_float
-from nova_jax.data.clips import ClipConfig
-from nova_jax.data.inspection import PAGE, alike, histogram, write_page
-from nova_jax.data.manifest import read_manifest
+from nova_jax.autoencoders.pixels import PixelCodec, to_float
 from nova_jax.data.pipeline import ClipDataset, DataConfig
-from nova_jax.data.preparation import PrepareConfig, prepare
 from nova_jax.data.raw import RawConfig, RawSource
 from nova_jax.data.records import Records
 from nova_jax.data.transforms import Encode
 from nova_jax.errors import NovaError
+from nova_jax.prepare.clips import ClipConfig
+from nova_jax.prepare.inspection import PAGE, alike, histogram, write_page
+from nova_jax.prepare.manifest import read_manifest
+from nova_jax.prepare.preparation import PrepareConfig, prepare
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from prepared import make_records
 
-from nova_jax.data.records import METADATA, Records, same_probe
+from nova_jax.data.fingerprints import same_probe
+from nova_jax.data.records import METADATA, Records
 from nova_jax.errors import NovaError
 
 MUTATIONS = 2000

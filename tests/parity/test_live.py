@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from nova_jax.errors import NovaError
-from nova_jax.parity_live import record
+from nova_jax.parity.live import record
 
 
 @pytest.mark.skipif(

@@ -6,9 +6,9 @@ import pytest
 import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
-from nova_jax import parity
 from nova_jax.checkpoints import diffusers
 from nova_jax.distributed.mesh import MeshConfig, make_mesh, on_mesh
+from nova_jax.parity import compare, replay
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -26,8 +26,8 @@ def test_training_on_a_mesh_meets_the_release(folder):
     recorded = {name: value for name, value in recorded.items() if name.startswith("train.")}
     case = diffusers.read_json(directory / "case.json")
     with on_mesh(mesh):
-        computed = parity.run_training(model, schedule, case["train"], recorded)
+        computed = replay.run_training(model, schedule, case["train"], recorded)
     tolerance = diffusers.read_json(directory / "tolerance.json")
-    rows, missing = parity.compare(folder, recorded, computed, tolerance)
+    rows, missing = compare.compare(folder, recorded, computed, tolerance)
     assert len(rows) > 500 and not missing
     assert not [f"{r.array}: {r.relative_error:.1e}" for r in rows if r.verdict != "ok"]

@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 from nova_jax.errors import NovaError
-from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, schedule_from_dict
+from nova_jax.sampling.schedules import (
+    DDPMSchedule,
+    FlowMatchingSchedule,
+    schedule_from_dict,
+)
 
 
 def test_flow_matching_training_levels_descend_from_one():

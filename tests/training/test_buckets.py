@@ -27,7 +27,7 @@ file.write_bytes(bytes(content))
 LOOK = """
 import json
 from etils.epath import Path
-from nova_jax.checkpoints.native import load_model
+from nova_jax.checkpoints.model import load_model
 run = Path("gs://bucket/run")
 print(sorted(path.name for path in (run / "checkpoints").iterdir()))
 lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())

@@ -21,7 +21,7 @@ from processes import (
     wait_for,
 )
 
-from nova_jax.checkpoints.native import verify_checksums
+from nova_jax.checkpoints.integrity import verify_checksums
 
 STEPS = 12
 SLOW = pytest.mark.slow

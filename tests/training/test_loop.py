@@ -8,7 +8,7 @@ from PIL import Image
 from prepared import make_records
 from processes import arrays
 
-from nova_jax.checkpoints.native import load_model
+from nova_jax.checkpoints.model import load_model
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop

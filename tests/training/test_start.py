@@ -13,18 +13,19 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from processes import finish, start, start_together
 
+from nova_jax.checkpoints.adapters import apply_adapters
 from nova_jax.checkpoints.conversion import native_to_released
 from nova_jax.checkpoints.diffusers import load_transformer
-from nova_jax.checkpoints.native import load_trained, save_model
+from nova_jax.checkpoints.model import load_trained, save_model
 from nova_jax.checkpoints.tensors import Tensors, open_tensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.lora import LoraConfig, apply_adapters, create_adapters
 from nova_jax.models.nova import Nova
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
+from nova_jax.training.lora import LoraConfig, create_adapters
 from nova_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nova_jax.training.start import InitConfig, load_start
 from nova_jax.training.state import abstract_state, create_state

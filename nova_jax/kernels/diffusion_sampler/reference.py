@@ -77,7 +77,7 @@ class Outside:
     gram: Float[Array, "b v v"]
 
     @property
-    def norm2(self) -> Float[Array, "b"]:
+    def norm2(self) -> Float[Array, " b"]:
         """Squared norm."""
         return jnp.einsum("bv,bvw,bw->b", self.weights, self.gram, self.weights)
 
@@ -115,13 +115,13 @@ class Work:
     steps: Steps
     guidance: Guidance
     scale: Float[Array, ""] | float
-    valid: Float[Array, "n"]
+    valid: Float[Array, " n"]
     first: Int[Array, ""] | int = 0
     noise: Float[Array, "s b n p"] | None = None
 
 
 def modulate(
-    head: DiffusionHead, features: Float[Array, "gb n d"], times: Float[Array, "s"]
+    head: DiffusionHead, features: Float[Array, "gb n d"], times: Float[Array, " s"]
 ) -> Modulations:
     """All projections of SiLU(c + τ(s)), for features that `head.feature_embed` gave."""
     hidden = jax.nn.silu(features[None] + head.embed_step(times)[:, None, None])
@@ -133,9 +133,9 @@ def combine(
     predictions: Float[Array, "g b n p"],
     scale: Float[Array, ""] | float,
     guidance: Guidance,
-    valid: Float[Array, "n"],
-    outside_norm2: Float[Array, "b"] | None,
-) -> tuple[Float[Array, "b n p"], Float[Array, "b"] | None]:
+    valid: Float[Array, " n"],
+    outside_norm2: Float[Array, " b"] | None,
+) -> tuple[Float[Array, "b n p"], Float[Array, " b"] | None]:
     """Combines the passes' predictions.
 
     Args:
@@ -169,7 +169,7 @@ def combine(
 
 def update_outside(
     outside: Outside,
-    factor: Float[Array, "b"] | None,
+    factor: Float[Array, " b"] | None,
     step: Int[Array, ""],
     keep: Array,
     move: Array,

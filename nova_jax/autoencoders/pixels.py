@@ -1,0 +1,92 @@
+"""Pixels as they are: the codec without an autoencoder, and the pixel conversions all codecs share.
+
+Everything here is arithmetic and takes NumPy and JAX arrays alike.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from jaxtyping import Float, UInt8
+
+from nova_jax.autoencoders.interface import Array
+from nova_jax.errors import NovaError
+
+
+def to_float(pixels: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """uint8 pixels as float32 in [-1, 1]: (x - 127.5) / 127.5."""
+    result = pixels.astype("float32")
+    # In place where arrays allow it: fresh memory costs more than the arithmetic.
+    result -= 127.5
+    result /= 127.5
+    return result
+
+
+def to_uint8(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Float pixels in [-1, 1] as uint8: x · 127.5 + 127.5, clamped, then truncated."""
+    return (pixels * 127.5 + 127.5).clip(0, 255).astype("uint8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelCodec:
+    """latent = (pixel - shift) · scale, frame by frame and pixel by pixel.
+
+    The defaults bring the moving digits (24 x 24, 12-pixel digits: mean -0.9109, standard deviation
+    0.2991 over pixels in [-1, 1]) to zero mean and unit variance.
+    """
+
+    TYPE: ClassVar[str] = "pixels"
+    shift: float = -0.911
+    scale: float = 3.34
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "scale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise NovaError(f"pixel codec: {name} must be a number, not {value!r}")
+        if self.scale <= 0:
+            raise NovaError(f"pixel codec: scale must be positive, not {self.scale}")
+
+    @property
+    def latent_channels(self) -> int:
+        """Red, green, blue."""
+        return 3
+
+    @property
+    def stride(self) -> int:
+        """One latent a pixel."""
+        return 1
+
+    def latent_frames(self, frames: int) -> int:
+        """One latent frame a pixel frame."""
+        return frames
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """One pixel frame a latent frame."""
+        return latent_frames
+
+    def posterior(
+        self, pixels: Float[Array, "b F H W 3"]
+    ) -> tuple[Float[Array, "b F H W 3"], Float[Array, "b F H W 3"]]:
+        """Latents of pixels in [-1, 1], and a deviation of 0."""
+        mean = self.encode(pixels)
+        return mean, 0 * mean
+
+    def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
+        """Latents of pixels in [-1, 1]."""
+        latents = pixels - self.shift
+        latents *= self.scale  # in place, see to_float
+        return latents
+
+    def decode(self, latents: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
+        """Pixels of latents."""
+        return latents / self.scale + self.shift
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready settings."""
+        return {"type": self.TYPE, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`, given without "type"."""
+        return cls(**settings)

@@ -1,1 +1,0 @@
-"""Frozen parts around the model: pixels to latents and back, prompts to features."""

@@ -1,0 +1,1 @@
+"""The embedded example: captioned moving digits, their judges and scores."""

@@ -1,0 +1,303 @@
+"""Captioned moving digits: clips rendered from an index, with nothing to download.
+
+Each clip shows one real handwritten digit (scikit-learn's 8 x 8 images) in one color, moving along
+one path. A clip is a function of (seed, index) only: row `index` of a table of random numbers holds
+every choice, and the pixels, the captions and the measured motion score follow from it.
+
+    B clips   F frames   H, W canvas   G = 8 side of a glyph
+
+Rendering is separable: with position and size known, frame = rows · glyph · columnsᵀ, where
+rows [H, G] and columns [W, G] hold the values of an interpolation kernel. Sub-pixel movement and
+continuous sizes come with it, and a whole batch is two matrix products.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from nova_jax.data.motion import motion_score
+from nova_jax.digits import captions
+from nova_jax.digits.captions import COLORS, PATHS, SPEEDS
+from nova_jax.errors import NovaError
+
+SPLITS = ("train", "held_out")
+COMBINATIONS = ("seen", "unseen", "all")
+
+GLYPH = 8
+#: Every fifth image of a digit is held out: 20 %, the same share of each digit.
+HELD_OUT_EVERY = 5
+
+#: When a bounce turns, as a share of the clip.
+TURN = 2 / 3
+#: Length of a path as a share of the longest that keeps the digit on the canvas.
+_PATH_LENGTH = {"slow": 0.65, "fast": 0.95}
+
+Combination = tuple[int, str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DigitsConfig:
+    """What the clips look like and which ones there are.
+
+    Attributes:
+      type: "digits".
+      size: height and width of a frame in pixels.
+      frames: frames of a clip. One frame is a picture: the middle of a path, its captions say
+        nothing of motion, its motion score is 0. A bounce needs at least 3 frames to show.
+      fps: frames per second, as told to the model and to the MP4 writer.
+      digit_size: side in pixels of the box that holds a glyph; at least 8.
+      split: "train" or "held_out" handwriting. The two share no image.
+      combinations: of digit, color and path: "seen" (what training may use), "unseen" (see
+        `unseen_combinations`; held-out handwriting only) or "all".
+      num_clips: how many different clips; the tables take 92 bytes of memory for each.
+      seed: another seed, other clips.
+      middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
+        and is learned fastest; later leaves more room for movement.
+      place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
+      size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
+    """
+
+    type: Literal["digits"] = "digits"
+    size: tuple[int, int] = (24, 24)
+    frames: int = 4
+    fps: float = 4.0
+    digit_size: float = 12.0
+    split: str = "train"
+    combinations: str = "seen"
+    num_clips: int = 200_000
+    seed: int = 0
+    middle: float = 1 / 3
+    place_jitter: float = 0.1
+    size_jitter: float = 0.08
+    brightness_jitter: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise NovaError(f"unknown split {self.split!r}; choose one of {', '.join(SPLITS)}")
+        if self.combinations not in COMBINATIONS:
+            raise NovaError(
+                f"unknown combinations {self.combinations!r}; "
+                f"choose one of {', '.join(COMBINATIONS)}"
+            )
+        if self.split == "train" and self.combinations != "seen":
+            raise NovaError(
+                f"combinations={self.combinations!r} with the train split would show training what "
+                'evaluation keeps back; use split="held_out" or combinations="seen"'
+            )
+        for name in ("frames", "num_clips"):
+            if getattr(self, name) < 1:
+                raise NovaError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.fps <= 0:
+            raise NovaError(f"fps must be positive, not {self.fps}")
+        if self.digit_size < GLYPH:
+            raise NovaError(f"digit_size must be at least {GLYPH}, not {self.digit_size}")
+        if not 0 <= self.middle <= 0.5:
+            raise NovaError(f"middle must lie between 0 and 0.5, not {self.middle}")
+        if not (0 <= self.place_jitter <= 1 and 0 <= self.brightness_jitter < 1):
+            raise NovaError("place_jitter and brightness_jitter must lie between 0 and 1")
+        if not 0 <= self.size_jitter < 1:
+            raise NovaError(f"size_jitter must lie between 0 and 1, not {self.size_jitter}")
+        largest = self.digit_size * (1 + self.size_jitter) * (GLYPH + 1) / GLYPH
+        if largest >= min(self.size):
+            raise NovaError(
+                f"a digit of {self.digit_size:g} pixels (up to {largest:.1f} with its soft edge) "
+                f"does not fit a canvas of {self.size[0]}x{self.size[1]}; "
+                "make digit_size smaller or size larger"
+            )
+
+
+def combinations(which: str) -> tuple[Combination, ...]:
+    """Returns the (digit, color, path) triples of "seen", "unseen" or "all" (864, 96, 960)."""
+    return tuple(
+        (digit, color, path)
+        for digit in range(10)
+        for i, color in enumerate(COLORS)
+        for j, path in enumerate(PATHS)
+        if which == "all" or ((digit + 3 * i + 7 * j) % 10 == 0) == (which == "unseen")
+    )
+
+
+def unseen_combinations() -> tuple[Combination, ...]:
+    """The 96 of 960 (digit, color, path) triples that are never rendered for training.
+
+    One digit for each color and path, spread by a congruence, so that every digit, color, path and
+    every pair of two of them is still seen.
+    """
+    return combinations("unseen")
+
+
+def progress(path: str, frames: int) -> np.ndarray:
+    """How far along its direction a path is in each frame, float64 [F]; straight ones end at 1.
+
+    A bounce runs like a straight path until it turns, so that only its caption can announce the
+    turn, and keeps its speed.
+    """
+    time = np.linspace(0, 1, frames)
+    return TURN - np.abs(time - TURN) if path.startswith("bounce") else time
+
+
+@functools.lru_cache
+def glyphs(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the handwritten digits of a split: images float32 [n, 8, 8] in [0, 1], labels [n]."""
+    data = load_digits()
+    held_out = np.zeros(len(data.target), bool)
+    for digit in range(10):
+        held_out[np.flatnonzero(data.target == digit)[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]] = True
+    chosen = held_out if split == "held_out" else ~held_out
+    return (data.images[chosen] / 16).astype(np.float32), data.target[chosen]
+
+
+class DigitsSource:
+    """A random-access source of clips, for the pipeline and for anyone who wants to look at one."""
+
+    def __init__(self, config: DigitsConfig) -> None:
+        self.config = config
+        self._combinations = combinations(config.combinations)
+        self._glyphs, labels = glyphs(config.split)
+        self._progress = {path: progress(path, config.frames) for path in PATHS}
+        self._of_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
+        # Drawn row by row: a clip stays the same when num_clips changes.
+        rng = np.random.Generator(np.random.Philox(config.seed))
+        self._numbers = rng.random((config.num_clips, 11))
+        # Motion scores, each measured when its clip is first rendered: half the cost of a clip.
+        self._flow = np.full(config.num_clips, np.nan, np.float32)
+
+    def __len__(self) -> int:
+        return self.config.num_clips
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one clip: the row of `batch`, "digit" an int.
+
+        Raises:
+          IndexError: the index is not in 0..len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {name: column[0] for name, column in self.batch([index]).items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __reduce__(self) -> tuple:
+        # A worker process draws the table itself instead of receiving it.
+        return DigitsSource, (self.config,)
+
+    def images(self) -> "DigitsSource":
+        """The same kind of clips, as single pictures."""
+        return DigitsSource(dataclasses.replace(self.config, frames=1))
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Renders clips.
+
+        Returns:
+          frames: uint8 [B, F, H, W, 3], RGB.
+          flow: float32 [B], the measured motion score in pixels per frame; fps: float32 [B].
+          caption, short_caption, color, path, speed: lists of B strings; digit: list of B ints.
+        """
+        config = self.config
+        indices = np.asarray(indices)
+        numbers = self._numbers[indices]
+        which, glyph, speed, *spread, wording, short_wording = numbers.T
+        triples = [self._combinations[int(u * len(self._combinations))] for u in which]
+        digits, colors, paths = (list(column) for column in zip(*triples, strict=True))
+        speeds = [SPEEDS[int(u * len(SPEEDS))] for u in speed]
+        choices = [self._of_digit[digit] for digit in digits]
+        shapes = self._glyphs[
+            [images[int(u * len(images))] for images, u in zip(choices, glyph, strict=True)]
+        ]
+        cell, corner, brightness = self._trajectories(paths, speeds, spread)
+        tint = np.array([COLORS[color] for color in colors], np.float32) * brightness[:, None]
+        frames = _render(shapes, cell, corner, tint, config.size)
+
+        flow = self._flow[indices]
+        new = np.isnan(flow)
+        if new.any():
+            flow[new] = self._flow[indices[new]] = motion_score(frames[new])
+
+        moving = config.frames > 1
+        told = paths if moving else [None] * len(paths)
+        clips = list(zip(digits, colors, told, speeds, strict=True))
+        return {
+            "frames": frames,
+            "caption": _captions(clips, wording, short=False),
+            "short_caption": _captions(clips, short_wording, short=True),
+            "flow": flow,
+            "fps": np.full(len(frames), config.fps, np.float32),
+            "digit": digits,
+            "color": colors,
+            "path": paths,
+            "speed": speeds,
+        }
+
+    def _trajectories(
+        self, paths: list[str], speeds: list[str], spread: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns cell size [B] in pixels, glyph corner [B, F, 2] (down, right), brightness [B]."""
+        config = self.config
+        length, size, light, down, right, _ = spread
+        cell = config.digit_size / GLYPH * (1 + config.size_jitter * (2 * size - 1))
+        # Interpolation softens the glyph's edge by half a cell on each side.
+        room = np.array(config.size) - (GLYPH + 1) * cell[:, None]
+
+        share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * (0.95 + 0.1 * length)
+        direction = np.array([PATHS[path][::-1] for path in paths], float)
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        # From the middle to the end it must not go further than to the edge.
+        travel = (share * room.min(-1) / 2 / (1 - config.middle))[:, None] * direction
+        left_over = room - 2 * (1 - config.middle) * np.abs(travel)
+        shift = config.place_jitter * left_over * (np.stack([down, right], -1) - 0.5)
+        middle = (cell / 2)[:, None] + room / 2 + shift
+        along = np.stack([self._progress[path] for path in paths]) - config.middle
+        # A picture shows the middle of its path.
+        along = along if config.frames > 1 else np.zeros_like(along)
+        corner = middle[:, None] + along[..., None] * travel[:, None]
+        return cell, corner, 1 - config.brightness_jitter * light
+
+
+def _captions(
+    clips: list[tuple[int, str, str | None, str]], numbers: np.ndarray, *, short: bool
+) -> list[str]:
+    return [
+        captions.numbered_caption(digit, color, path, speed, int(number * 2**53), short=short)
+        for (digit, color, path, speed), number in zip(clips, numbers, strict=True)
+    ]
+
+
+def _render(
+    shapes: np.ndarray,
+    cell: np.ndarray,
+    corner: np.ndarray,
+    tint: np.ndarray,
+    size: tuple[int, int],
+) -> np.ndarray:
+    """Draws glyphs [B, G, G] at corners [B, F, 2] in tints [B, 3]: uint8 [B, F, H, W, 3]."""
+    rows, columns = (
+        _weights(cell, corner[..., axis].astype(np.float32), pixels)
+        for axis, pixels in enumerate(size)
+    )
+    mask = rows @ shapes[:, None] @ columns.swapaxes(-1, -2)
+    np.clip(mask, 0, 1, out=mask)
+    frames = np.empty((*mask.shape, 3), np.uint8)
+    for channel in range(3):
+        level = tint[:, channel, None, None, None]
+        np.multiply(mask, level, out=frames[..., channel], casting="unsafe")
+    return frames
+
+
+def _weights(cell: np.ndarray, corner: np.ndarray, pixels: int) -> np.ndarray:
+    """Catmull-Rom interpolation weights [B, F, pixels, G] of the glyph cells at the pixel centers.
+
+    k(d) = 1.5 |d|³ - 2.5 |d|² + 1 for |d| < 1,  -0.5 |d|³ + 2.5 |d|² - 4 |d| + 2 for 1 <= |d| < 2
+    (Keys 1981), d the distance in cells.
+    """
+    cell = cell.astype(np.float32)[:, None, None]
+    centers = np.arange(pixels, dtype=np.float32) + np.float32(0.5)
+    place = (centers - corner[..., None]) / cell - np.float32(0.5)
+    d = np.abs(place[..., None] - np.arange(GLYPH, dtype=np.float32))
+    near = (np.float32(1.5) * d - np.float32(2.5)) * d * d + 1
+    far = ((np.float32(-0.5) * d + np.float32(2.5)) * d - 4) * d + 2
+    return np.where(d < 1, near, np.where(d < 2, far, 0))

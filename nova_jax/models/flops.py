@@ -1,0 +1,109 @@
+"""What generation and training cost: FLOPs of their matrix products, stage by stage.
+
+Two per multiply-add, counted from the sizes and without padding. Attention counts the pairs that
+are seen; norms, activations and positions are left out.
+
+Letters: D width, N tokens of a frame, M indicator features, L condition tokens, K AR steps, S
+diffusion steps, P values of a token.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from nova_jax.models.config import NovaConfig
+
+
+def block(width: int, queries: int, keys: int) -> float:
+    """A transformer block whose `queries` attend to `keys`, projecting both sides anew."""
+    products = 2 * width**2 * (2 * keys + queries) + 2 * width**2 * 9 * queries
+    return products + 4 * width * queries * keys
+
+
+def spatial_step(config: NovaConfig, visible: int, predicted: int) -> float:
+    """The spatial decoder in one AR step of one sample and guidance pass.
+
+    The first half of the blocks sees the M indicator features and the visible tokens, the second
+    half all tokens, and the last block is asked for the predicted ones only.
+    """
+    width, depth = config.width, config.spatial_decoder_size.depth
+    seen, everything = (
+        config.indicator_tokens + visible,
+        config.indicator_tokens + config.num_tokens,
+    )
+    first, second = depth // 2, depth - depth // 2
+    total = first * block(width, seen, seen) + (second - 1) * block(width, everything, everything)
+    return total + block(width, predicted, everything) + 2 * config.token_dim * width * visible
+
+
+def head_token(config: NovaConfig, steps: int) -> float:
+    """The diffusion head's S steps for one token of one sample and guidance pass."""
+    size = config.diffusion_head_size
+    width, values = size.width, config.token_dim
+    a_step = 2 * width**2 * (5 * size.depth + 2) + 2 * 2 * width * values
+    return steps * a_step + 2 * width * (config.width + width)
+
+
+def temporal_frame(config: NovaConfig, frame: int, condition_tokens: int) -> float:
+    """The temporal encoder for one frame, of one sample and guidance pass, with a cache."""
+    size, tokens = config.temporal_encoder_size, config.indicator_tokens
+    new = tokens + (condition_tokens if frame == 0 else 0)
+    seen = condition_tokens + (frame + 1) * tokens
+    width = size.width
+    return size.depth * (24 * width**2 * new + 4 * width * new * seen)
+
+
+def ar_step(config: NovaConfig, steps: int, visible: int, predicted: int) -> float:
+    """One AR step of one sample and guidance pass: what padding of either number costs."""
+    return spatial_step(config, visible, predicted) + predicted * head_token(config, steps)
+
+
+def of_generation(
+    config: NovaConfig,
+    *,
+    batch: int,
+    passes: int,
+    frames: int,
+    sets: Sequence[int],
+    diffusion_steps: int,
+    condition_tokens: int,
+) -> dict[str, float]:
+    """FLOPs of a whole generation by stage.
+
+    Args:
+        config: the model's.
+        batch, passes: B samples, G guidance passes.
+        frames: T.
+        sets: tokens that each of the K AR steps reveals, `nova_jax.sampling.order.set_sizes`.
+        diffusion_steps: S.
+        condition_tokens: L, motion's included.
+    """
+    visible = itertools.accumulate(sets, initial=0)
+    spatial = sum(spatial_step(config, v, n) for v, n in zip(visible, sets, strict=False))
+    rows = batch * passes
+    return {
+        "temporal encoder": rows
+        * sum(temporal_frame(config, t, condition_tokens) for t in range(frames)),
+        "spatial decoder": rows * frames * spatial,
+        "diffusion head": rows * frames * config.num_tokens * head_token(config, diffusion_steps),
+    }
+
+
+def of_training(config: NovaConfig, *, batch: int, frames: int, loss_repeat: int) -> float:
+    """FLOPs of a training step: three times its forward pass, with nothing recomputed.
+
+    Counted are all pairs of attention, also those that block-causal attention leaves out, and as
+    many visible tokens as there is room for.
+    """
+    width, tokens, indicators = config.width, config.num_tokens, config.indicator_tokens
+    temporal = config.condition_tokens + frames * indicators
+    stages = [(config.temporal_encoder_size.depth, batch, temporal)]
+    first = config.spatial_decoder_size.depth // 2
+    second = config.spatial_decoder_size.depth - first
+    rows = batch * frames
+    stages += [(first, rows, indicators + config.max_visible_tokens)]
+    stages += [(second, rows, indicators + tokens)]
+    blocks = sum(depth * rows * block(width, n, n) for depth, rows, n in stages)
+    head, wide = config.diffusion_head_size.depth, config.diffusion_head_size.width
+    copy = 2 * wide**2 * (5 * head + 2) + 2 * 2 * wide * config.token_dim
+    shared = 2 * wide * (width + wide)
+    return 3 * (blocks + rows * tokens * (loss_repeat * copy + shared))

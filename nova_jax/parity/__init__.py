@@ -1,0 +1,1 @@
+"""This implementation against numbers of the PyTorch release."""

@@ -1,0 +1,114 @@
+"""Says what a run would cost: ``python -m nova_jax.plan --config=FILE --topology=v5e:16x16``.
+
+The training step is compiled for machines that need not be here, and nothing is run. Without
+--mesh, the meshes are ranked by an estimate, and the best few are compiled. --generate=N plans the
+generation of N samples at once. docs/plans.md says how to read what is printed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from nova_jax import cli
+from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
+from nova_jax.errors import NovaError
+from nova_jax.plan.compile import (
+    mesh_text,
+    plan_generation,
+    plan_training,
+    report,
+    size_text,
+    times,
+)
+from nova_jax.plan.estimate import batch_of, estimates
+from nova_jax.plan.topology import Topology
+from nova_jax.training.config import TrainConfig
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, such as configs/digits_t2v.py; --config.key=value changes it."
+)
+TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:16x16, h100:8, h100:4x8, cpu:8, …")
+MESH = flags.DEFINE_string("mesh", None, "Mesh, such as data:2,fsdp:8; without it, the best few.")
+TRIES = flags.DEFINE_integer("tries", 3, "Without --mesh: meshes to compile.", lower_bound=0)
+GENERATE = flags.DEFINE_integer("generate", None, "Plan generation of so many samples.")
+
+
+def main() -> None:
+    """Runs the command."""
+    if CONFIG.value is None:
+        raise NovaError("--config is missing; give a recipe, such as configs/digits_t2v.py")
+    if not TOPOLOGY.value:
+        raise NovaError("--topology is missing; give a machine, such as v5e:16x16 or h100:8")
+    jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot keep that
+    topology = Topology.parse(TOPOLOGY.value)
+    mesh = None if MESH.value is None else MeshConfig.parse(MESH.value)
+    config = TrainConfig.from_dict(CONFIG.value.to_dict())
+    print(f"{topology}: {topology.size} x {topology.machine.name}, {versions(topology)}")
+    if GENERATE.value is not None:
+        report_generation(config, topology, GENERATE.value)
+        return
+    size, frames = batch_of(config)
+    kind = f"{size} videos of {frames} latent frames" if frames > 1 else f"{size} pictures"
+    print(f"training step: {kind}, {config.dtype}, remat {config.remat}")
+    if mesh is not None:
+        print(*report(plan_training(config, topology, mesh)), sep="\n")
+        return
+    rank(config, topology)
+
+
+def rank(config: TrainConfig, topology: Topology) -> None:
+    """Prints the meshes that fit, best first, and all of the best one."""
+    guesses = estimates(config, topology)
+    print(f"{len(guesses)} meshes are possible; compiling the best {TRIES.value} by estimate")
+    plans = []
+    for guess in guesses[: TRIES.value]:
+        plan = plan_training(config, topology, guess.mesh)
+        plans.append(plan)
+        print(f"  compiled {mesh_text(plan)} in {plan.compile_seconds:.0f} s", flush=True)
+    plans.sort(
+        key=lambda plan: (not plan.fits, *((plan.overlapped, plan.serial) if plan.costs else ()))
+    )
+    print("\nmesh                                     memory      step")
+    for plan in plans:
+        seconds = times(plan.overlapped, plan.serial) if plan.costs else "-"
+        note = "compiled" if plan.fits else "compiled: does not fit"
+        print(f"{mesh_text(plan):38} {size_text(plan.peak):>8}  {seconds:20} {note}")
+    for guess in guesses[TRIES.value : TRIES.value + 12]:
+        room = "" if guess.memory <= topology.machine.memory else ": may not fit"
+        axes = ", ".join(f"{axis} {getattr(guess.mesh, axis)}" for axis in MESH_AXES)
+        seconds = times(guess.overlapped, guess.serial)
+        print(f"{axes:38} {size_text(guess.memory):>8}  {seconds:20} estimated{room}")
+    if plans:
+        print("", *report(plans[0]), sep="\n")
+
+
+def report_generation(config: TrainConfig, topology: Topology, samples: int) -> None:
+    """Prints what generation takes."""
+    sampling = config.sampling
+    print(
+        f"generation: {samples} samples of {batch_of(config)[1]} latent frames, {config.dtype}, "
+        f"{sampling.num_inference_steps} x {sampling.num_diffusion_steps} steps"
+    )
+    print(*report(plan_generation(config, topology, samples)), sep="\n")
+
+
+def versions(topology: Topology) -> str:
+    """What compiles."""
+    packages = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-plugin",)}
+    names = packages.get(topology.machine.target.platform, ())
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ", ".join([f"JAX {jax.__version__}", *found])
+
+
+if __name__ == "__main__":
+    cli.run(main)

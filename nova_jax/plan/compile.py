@@ -1,0 +1,352 @@
+"""What a run would cost on a machine that is not here: compile, read, say.
+
+The real training step, or generation's programs, are compiled ahead of time for a
+`nova_jax.plan.topology.Topology`. Memory is what the compiler laid out; FLOPs, memory
+traffic and collectives are read from the compiled program (`nova_jax.plan.hlo`). Time is a
+roofline:
+
+    compute   FLOPs / FLOP/s of matrix products
+    memory    bytes read and written / bandwidth
+    network   Σ over collectives: bytes a device sends / bandwidth of its group
+    step      from max(compute, memory, network), all overlapped, to their sum, nothing overlapped
+
+Latencies are left out. `nova_jax.plan.estimate` guesses the same without compiling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from nova_jax.distributed.mesh import (
+    MeshConfig,
+    SampleSpread,
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    replicated,
+)
+from nova_jax.kernels.device import target
+from nova_jax.models import flops
+from nova_jax.models.nova import Conditions, Nova
+from nova_jax.plan import hlo
+from nova_jax.plan.estimate import batch_of, sent_bytes
+from nova_jax.plan.topology import Topology
+from nova_jax.sampling.frames import generate_in_one
+from nova_jax.sampling.order import set_sizes
+from nova_jax.sampling.schedules import schedule_from_dict
+from nova_jax.training.config import TrainConfig
+from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from nova_jax.training.state import TrainState, abstract_state
+from nova_jax.training.step import TrainStep, abstract_batch, make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A program on a topology; sizes are bytes of one device.
+
+    Attributes:
+        topology, mesh: where it runs.
+        dtype: of the computation.
+        sizes: what lies in memory from beginning to end, by name.
+        temporaries: what the program needs besides: activations, gradients, buffers.
+        costs: what a run of it does; None if it does not fit and so was not compiled to the end.
+        model_flops: of the model, as `nova_jax.models.flops` counts, with nothing recomputed.
+        network: seconds of all collectives.
+        compile_seconds: how long compilation took.
+    """
+
+    topology: Topology
+    mesh: Mesh
+    dtype: str
+    sizes: Mapping[str, int]
+    temporaries: int
+    costs: hlo.Costs | None
+    model_flops: float
+    network: float
+    compile_seconds: float
+
+    @property
+    def peak(self) -> int:
+        """The most memory in use."""
+        return sum(self.sizes.values()) + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has as much memory."""
+        return self.costs is not None and self.peak <= self.topology.machine.memory
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The parts of the roofline."""
+        assert self.costs is not None
+        machine = self.topology.machine
+        return {
+            "compute": self.costs.flops / machine.flops.get(self.dtype, math.inf),
+            "memory": self.costs.bytes / machine.bandwidth,
+            "network": self.network,
+        }
+
+    @property
+    def overlapped(self) -> float:
+        """Seconds of a run in which the slowest part hides the others."""
+        return max(self.seconds.values())
+
+    @property
+    def serial(self) -> float:
+        """Seconds of a run in which nothing is hidden."""
+        return sum(self.seconds.values())
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs utilization of a run that takes so long."""
+        return self.model_flops / seconds / self.topology.machine.flops.get(self.dtype, math.inf)
+
+
+def plan_training(config: TrainConfig, topology: Topology, mesh_config: MeshConfig) -> Plan:
+    """Compiles the training step of a run; see `batch_of` for which batch.
+
+    Raises:
+        NovaError: the mesh does not fit the topology or the batch.
+    """
+    size, frames = batch_of(config)
+    mesh = make_mesh(topology.devices(), mesh_config)
+    check_batch_size("data.batch_size", size, mesh, frames)
+    step, state, batch = abstract_training(config, mesh)
+    sizes = {
+        "parameters": device_bytes((state.params, state.frozen)),
+        "optimizer": device_bytes(state.optimizer),
+        "ema": device_bytes(state.ema),
+        "batch": device_bytes(batch),
+    }
+    total = flops.of_training(
+        config.model, batch=size, frames=frames, loss_repeat=config.loss_repeat
+    )
+    if config.lora is not None:
+        total *= 2 / 3  # kernels have no gradients
+    return compile_for(topology, mesh, step, (state, batch), sizes, config.dtype, total)
+
+
+def abstract_training(
+    config: TrainConfig, mesh: Mesh
+) -> tuple[TrainStep, TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """The training step of a run, and what it takes without its values: the state and a batch."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    blueprint, state = abstract_state(
+        config.model,
+        optimizer,
+        mesh,
+        freeze=config.optimizer.freeze,
+        lora=config.lora,
+        dtype=config.dtype,
+        remat=config.remat,
+        unroll=config.unroll,
+    )
+    step = make_train_step(
+        blueprint,
+        state,
+        mesh=mesh,
+        schedule=schedule_from_dict(config.schedule),
+        optimizer=optimizer,
+        learning_rate=learning_rate_schedule(config.optimizer, config.steps),
+        ema=config.ema,
+        loss_repeat=config.loss_repeat,
+        first_frame_loss=config.first_frame_loss,
+        seed=config.seed,
+    )
+    size, frames = batch_of(config)
+    return step, state, abstract_batch(config.model, mesh, size=size, frames=frames)
+
+
+def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Plan:
+    """Compiles the generation of `samples` samples as one program, all frames and steps.
+
+    The model is whole on every device, its parameters in the type of the computation; samples are
+    shared, as `nova_jax.pipeline` does.
+
+    Raises:
+        NovaError: the devices cannot share so many samples.
+    """
+    model, sampling, dtype = config.model, config.sampling, jnp.dtype(config.dtype)
+    frames = batch_of(config)[1]
+    mesh = make_mesh(topology.devices())
+    check_batch_size("--generate", samples, mesh)
+    graph, shapes = nnx.split(nnx.eval_shape(lambda: Nova(model, rngs=nnx.Rngs(0), dtype=dtype)))
+
+    def place(tree: Any, sharding: NamedSharding, kind: Any = None) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind or leaf.dtype, sharding=sharding),
+            tree,
+        )
+
+    params = place(shapes, replicated(mesh), dtype)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), samples))
+    keys = place(keys, batch_sharding(mesh))
+    given: dict[str, Any] = abstract_batch(model, mesh, size=samples, frames=1)
+    unused = {"latents"} if model.is_video else {"latents", "flow", "fps"}
+    conditions = Conditions(**{name: v for name, v in given.items() if name not in unused})
+    schedule = schedule_from_dict(config.schedule)
+
+    def generate(params: Any, conditions: Conditions, keys: Any) -> Any:
+        return generate_in_one(
+            nnx.merge(graph, params),
+            schedule,
+            conditions,
+            frames=frames,
+            config=sampling,
+            keys=keys,
+        )
+
+    total = flops.of_generation(
+        model,
+        batch=samples,
+        passes=sampling.guidance.passes,
+        frames=frames,
+        sets=set_sizes(model.num_tokens, sampling.num_inference_steps).tolist(),
+        diffusion_steps=sampling.num_diffusion_steps,
+        condition_tokens=model.condition_tokens,
+    )
+    program = jax.jit(SampleSpread(mesh, whole=True)(generate, (None, 0, 0), 0))
+    arguments = (params, conditions, keys)
+    sizes = {"parameters": device_bytes(params), "conditions": device_bytes(arguments[1:])}
+    amount = sum(total.values())
+    return compile_for(topology, mesh, program, arguments, sizes, config.dtype, amount)
+
+
+def compile_for(
+    topology: Topology,
+    mesh: Mesh,
+    function: Any,
+    arguments: Sequence[Any],
+    sizes: Mapping[str, int],
+    dtype: str,
+    model_flops: float,
+) -> Plan:
+    """Compiles a jitted function for a mesh of a topology's devices.
+
+    Args:
+        topology, mesh: where it would run.
+        function: what.
+        arguments: abstract, with shardings.
+        sizes: bytes of what is in memory anyway, arguments included.
+        dtype: of the computation.
+        model_flops: of the whole of one run, all devices.
+    """
+    began = time.monotonic()
+    make = functools.partial(
+        Plan,
+        topology=topology,
+        mesh=mesh,
+        dtype=dtype,
+        sizes=sizes,
+        model_flops=model_flops / mesh.size,
+    )
+    with target(topology.machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = function.lower(*arguments)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := _out_of_memory(str(error))) is None:
+            raise
+        temporaries = max(0, needed - sum(sizes.values()))
+        seconds = time.monotonic() - began
+        return make(temporaries=temporaries, costs=None, network=0.0, compile_seconds=seconds)
+    seconds = time.monotonic() - began
+    memory = compiled.memory_analysis()
+    costs = hlo.costs(compiled.as_text())
+    # Results that do not take the place of arguments are new.
+    extra = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return make(
+        temporaries=memory.temp_size_in_bytes + extra + memory.generated_code_size_in_bytes,
+        costs=costs,
+        network=network_seconds(costs, topology, mesh),
+        compile_seconds=seconds,
+    )
+
+
+def _out_of_memory(message: str) -> int | None:
+    """Bytes that a program would have needed, from XLA's message that there are fewer."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of|temporaries \(([\d.]+)([KMGT]?)\)", message)
+    if found is None:
+        return None
+    number, unit = [group for group in found.groups() if group is not None]
+    return int(float(number) * units[unit])
+
+
+def network_seconds(costs: hlo.Costs, topology: Topology, mesh: Mesh) -> float:
+    """Seconds of a program's collectives, one after the other."""
+    devices = mesh.devices.ravel()
+    total = 0.0
+    for one, times in costs.collectives.items():
+        group = [devices[position] for position in one.group]
+        if len(group) > 1:
+            sent = sent_bytes(one.kind, one.bytes, len(group))
+            total += times * sent / topology.bandwidth(group)
+    return total
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of abstract arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def report(plan: Plan) -> list[str]:
+    """Lines that say all of a training plan."""
+    machine = plan.topology.machine
+    lines = [f"mesh: {mesh_text(plan)}", "each device:"]
+    lines += [f"  {name:14} {size_text(size):>10}" for name, size in plan.sizes.items()]
+    lines += [f"  {'temporaries':14} {size_text(plan.temporaries):>10}  activations, gradients"]
+    room = "" if math.isinf(machine.memory) else f" of {size_text(machine.memory)}"
+    verdict = "" if plan.fits else "; DOES NOT FIT"
+    lines += [f"  {'peak':14} {size_text(plan.peak):>10}{room}{verdict}"]
+    if plan.costs is None:
+        return lines
+    extra = plan.costs.flops / plan.model_flops
+    lines += [
+        f"  {'FLOPs':14} {plan.costs.flops / 1e12:7.2f} T   {extra:.2f} x the model's",
+        f"  {'memory traffic':14} {size_text(plan.costs.bytes):>10}",
+    ]
+    for kind, (count, size) in sorted(plan.costs.by_kind().items()):
+        lines += [f"  {kind:14} {size_text(size):>10}  in {count:.0f}"]
+    if not machine.flops:
+        return lines
+    parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan.seconds.items())
+    lines += [
+        f"roofline: {parts}",
+        f"time: {times(plan.overlapped, plan.serial)}, MFU {100 * plan.mfu(plan.serial):.0f} to "
+        f"{100 * plan.mfu(plan.overlapped):.0f} %",
+    ]
+    return lines
+
+
+def mesh_text(plan: Plan) -> str:
+    """A plan's mesh."""
+    return ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
+
+
+def size_text(size: float) -> str:
+    """Bytes, in GB or what fits them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size / 1e3:.1f} kB"
+
+
+def times(least: float, most: float) -> str:
+    """A range of seconds."""
+    return f"{least:.3g} to {most:.3g} s"

@@ -1,0 +1,1 @@
+"""Videos, pictures and captions to records that training reads."""

@@ -1,0 +1,126 @@
+"""Turns videos, pictures and captions into training data.
+
+    python -m nova_jax.prepare --input=DIR_OR_MANIFEST --checkpoint=RELEASED_DIR --out=DIR
+    python -m nova_jax.prepare --inspect=DIR
+
+The same command goes on with a run that was stopped. Several processes share the work with
+``--shard=i/n``, or by themselves where a launcher says how many they are.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from nova_jax import cli
+from nova_jax.checkpoints.diffusers import load_autoencoder, resolve
+from nova_jax.config import from_dict
+from nova_jax.data.fingerprints import probe_codec, same_probe
+from nova_jax.data.records import read_metadata
+from nova_jax.distributed.multihost import launched_as, stop_requests
+from nova_jax.errors import NovaError
+from nova_jax.prepare.clips import read_clips
+from nova_jax.prepare.encoders import load_encoders
+from nova_jax.prepare.foreign import (
+    CODEWITHGPU,
+    TFDS,
+    Read,
+    open_codewithgpu,
+    open_tfds,
+)
+from nova_jax.prepare.inspection import write_page
+from nova_jax.prepare.manifest import Item, Skip, read_manifest
+from nova_jax.prepare.preparation import REPORT, PrepareConfig, parse_shard, prepare
+
+INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "Directory of videos and pictures with .txt captions; .jsonl, .csv or .parquet; "
+    "codewithgpu:DIR; tfds://NAME.",
+)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Released model whose autoencoder and text encoder are used."
+)
+OUT = flags.DEFINE_string("out", None, "Where the records go; a stopped run goes on there.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, such as configs/prepare_t2v.py; --config.key=value changes it."
+)
+RAW = flags.DEFINE_bool("raw", False, "Keep pixels and captions; needs no --checkpoint.")
+SHARD = flags.DEFINE_string("shard", None, "i/n: do every n-th row, from i; 0/1 does all.")
+INSPECT = flags.DEFINE_string("inspect", None, "Finished directory to write a page about.")
+STRICT = flags.DEFINE_bool("strict", False, "Stop at the first input that cannot be used.")
+
+
+def main() -> None:
+    """Runs the command."""
+    if INSPECT.value:
+        inspect(Path(INSPECT.value), CHECKPOINT.value)
+        return
+    for flag in (INPUT, OUT):
+        if not flag.value:
+            raise NovaError(f"--{flag.name} is missing; see --help")
+    if not (CHECKPOINT.value or RAW.value):
+        raise NovaError("--checkpoint is missing; give a released model, or --raw to keep pixels")
+    values = {} if CONFIG.value is None else CONFIG.value.to_dict()
+    config = from_dict(PrepareConfig, values, "config")
+    shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
+    logging.set_verbosity(logging.ERROR)
+    items, skips, read = open_input(INPUT.value, config)
+    encoders = (
+        None
+        if RAW.value
+        else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
+    )
+    with stop_requests() as stopping:
+        report = prepare(
+            items,
+            skips,
+            Path(OUT.value),
+            config,
+            encoders,
+            read=read,
+            shard=shard,
+            strict=STRICT.value,
+            stopping=stopping,
+        )
+    print(*report.lines(Path(OUT.value)), sep="\n")
+    if not report.left and not (report.metadata and report.metadata.shards):
+        raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
+
+
+def inspect(directory: Path, checkpoint: str | None) -> None:
+    """Writes the page about a finished directory, with clips if the autoencoder is at hand."""
+    encoding = read_metadata(directory).encoding
+    codec = None
+    if encoding is not None:
+        try:
+            codec = load_autoencoder(resolve(checkpoint or encoding.source) / "vae")
+        except NovaError as error:
+            if checkpoint:
+                raise
+            print(f"clips are not shown: {error}")
+        if codec is not None and not same_probe(encoding.codec_probe, probe_codec(codec)):
+            raise NovaError(
+                f"{checkpoint or encoding.source} has another autoencoder than {directory} was "
+                "prepared with; give --checkpoint with that one"
+            )
+    print(write_page(directory, codec))
+
+
+def open_input(name: str, config: PrepareConfig) -> tuple[list[Item], list[Skip], Read]:
+    """The rows of an input, what cannot be one, and what makes clips of them."""
+    if name.startswith(CODEWITHGPU):
+        items, read = open_codewithgpu(Path(name.removeprefix(CODEWITHGPU)))
+        return items, [], read
+    if name.startswith(TFDS):
+        items, read = open_tfds(name.removeprefix(TFDS), config.tfds)
+        return items, [], read
+    items, skips = read_manifest(Path(name))
+    return items, skips, read_clips
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,259 @@
+"""Data that others prepared: records of the PyTorch release, and datasets of tensorflow-datasets.
+
+    codewithgpu:DIR     what the PyTorch release trains on; its latents are taken as they are
+    tfds://NAME         a dataset that tensorflow-datasets has on disk
+    tfds://DIR          one in this directory, ``tfds:///data/mine/1.0.0``
+
+Both give rows for `nova_jax.prepare.preparation.prepare` and a function that makes clips of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nova_jax.errors import NovaError
+from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
+from nova_jax.prepare.clips import (
+    ArrayFrame,
+    Clip,
+    ClipConfig,
+    Unusable,
+    cut_clips,
+    picture_clip,
+)
+from nova_jax.prepare.manifest import Item
+
+CODEWITHGPU, TFDS = "codewithgpu:", "tfds://"
+
+Read = Callable[[Item, ClipConfig], list[Clip]]
+
+
+# ---- Records of the PyTorch release ------------------------------------------------------------
+
+
+def open_codewithgpu(directory: Path) -> tuple[list[Item], Read]:
+    """Records that codewithgpu wrote: METADATA, and ``00000.index`` with ``00000.data``, ...
+
+    A record has "moments" (float16) of "shape" [2C, h, w] or [2C, T, h, w], "caption", and perhaps
+    "text" (the short caption), "flow" and "label". Captions that are features already are refused:
+    what they say is not known. The package of that name is not needed; it cannot be imported next
+    to a protobuf newer than 3.20.
+
+    Raises:
+      NovaError: it holds something else.
+    """
+    try:
+        features = json.loads((directory / "METADATA").read_text(encoding="utf-8"))["features"]
+        places: list[tuple[Path, int, int]] = []
+        for index in sorted(directory.glob("*.index")):
+            for line in index.read_text().splitlines():
+                offset, size = map(int, line.split())
+                places.append((index.with_suffix(".data"), offset, size))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NovaError(f"{directory} holds no records of codewithgpu ({error})") from error
+    if "moments" not in features or "shape" not in features:
+        raise NovaError(
+            f"{directory} has the fields {', '.join(features)}; moments and shape are needed"
+        )
+    if any(isinstance(features.get(name), dict) for name in ("caption", "text")):
+        raise NovaError(f"{directory} holds captions as features; it must hold them as words")
+
+    def read(item: Item, config: ClipConfig) -> list[Clip]:
+        path, offset, size = places[int(item.name.rpartition(":")[2])]
+        try:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                record = _parse_features(file.read(size))
+            shape = [part.i for part in record["shape"].feature_list.container]
+            values = np.frombuffer(record["moments"].s, np.float16).reshape(shape)
+            words = {n: record[n].s.decode() for n in ("caption", "text") if n in record}
+        except (OSError, ValueError, KeyError) as error:
+            raise Unusable(f"the record is damaged: {error}") from error
+        if values.ndim not in (3, 4):
+            raise Unusable(f"moments of shape {shape}")
+        moments = values[:, None] if values.ndim == 3 else values
+        video = moments.shape[1] > 1
+        label = record["label"].i if "label" in record else -1
+        caption = " ".join(words.get("caption", "").split())
+        if not caption and label < 0:
+            raise Unusable("no caption")
+        flow = record["flow"].f if "flow" in record else DEFAULT_FLOW
+        return [
+            Clip(
+                frames=np.zeros((0, 0, 0, 3), np.uint8),
+                moments=np.ascontiguousarray(moments.transpose(1, 2, 3, 0)),
+                caption=caption,
+                short_caption=" ".join(words.get("text", "").split()),
+                label=label,
+                fps=DEFAULT_FPS if video else 0.0,
+                flow=flow if video else 0.0,
+                start=0.0,
+                source_size=(0, 0),
+                phash=0,
+            )
+        ]
+
+    names = [f"{directory.name}:{number}" for number in range(len(places))]
+    return [Item(path=directory, name=name, caption="") for name in names], read
+
+
+def _parse_features(data: bytes) -> dict[str, Any]:
+    """A serialized map of features, by name."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return dict(_feature_map().FromString(data).container)
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+
+
+@functools.cache
+def _feature_map() -> Any:
+    """The message type ``FeatureMap``, from its published fields."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    field = descriptor_pb2.FieldDescriptorProto
+    package = "nova_jax_codewithgpu"
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"{package}.proto", package=package, syntax="proto3"
+    )
+
+    def add(message: Any, name: str, number: int, kind: int, **more: Any) -> None:
+        label = more.pop("label", field.LABEL_OPTIONAL)
+        message.field.add(name=name, number=number, type=kind, label=label, **more)
+
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for name, number, kind in (
+        ("s", 1, field.TYPE_BYTES),
+        ("f", 2, field.TYPE_FLOAT),
+        ("i", 3, field.TYPE_INT64),
+    ):
+        add(feature, name, number, kind, oneof_index=0)
+    for name, number, other in (("feature_list", 4, "List"), ("feature_map", 5, "Map")):
+        add(
+            feature,
+            name,
+            number,
+            field.TYPE_MESSAGE,
+            oneof_index=0,
+            type_name=f".{package}.Feature{other}",
+        )
+    of_feature = {"type_name": f".{package}.Feature"}
+    several = {"label": field.LABEL_REPEATED}
+    add(
+        file.message_type.add(name="FeatureList"),
+        "container",
+        1,
+        field.TYPE_MESSAGE,
+        **several,
+        **of_feature,
+    )
+    map_message = file.message_type.add(name="FeatureMap")
+    entry = map_message.nested_type.add(name="ContainerEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, field.TYPE_STRING)
+    add(entry, "value", 2, field.TYPE_MESSAGE, **of_feature)
+    type_name = f".{package}.FeatureMap.ContainerEntry"
+    add(map_message, "container", 1, field.TYPE_MESSAGE, type_name=type_name, **several)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.FeatureMap"))
+
+
+# ---- Datasets of tensorflow-datasets -----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TFDSConfig:
+    """Which fields of a dataset are what.
+
+    Attributes:
+      split: of the dataset, also "train[:10%]".
+      pixels: field of a video, [F, H, W, 3], or of a picture, [H, W, 3].
+      caption: field of the caption; None where there are labels alone.
+      short_caption, label, fps: their fields; None for none.
+      default_fps: of videos, where no field says it.
+    """
+
+    split: str = "train"
+    pixels: str = "video"
+    caption: str | None = "caption"
+    short_caption: str | None = None
+    label: str | None = None
+    fps: str | None = None
+    default_fps: float = 24.0
+
+
+def open_tfds(name: str, config: TFDSConfig) -> tuple[list[Item], Read]:
+    """A dataset that lies on disk already, by name or by directory.
+
+    Raises:
+      NovaError: it does not, or lacks a field.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        if Path(name).is_dir():
+            builder = tfds.builder_from_directory(name)
+        else:
+            builder = tfds.builder(name)
+        fields = set(builder.info.features)
+        source = builder.as_data_source(split=config.split)
+    except Exception as error:  # tensorflow-datasets has no one exception for it
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NovaError(f"tensorflow-datasets cannot open {name} ({reason})") from error
+    for key in ("pixels", "caption", "short_caption", "label", "fps"):
+        if (field := getattr(config, key)) is not None and field not in fields:
+            known = ", ".join(sorted(fields))
+            raise NovaError(f"{name} has no field {field!r} for config.tfds.{key}; it has {known}")
+
+    def read(item: Item, clips: ClipConfig) -> list[Clip]:
+        try:
+            example = source[int(item.name.rpartition(":")[2])]
+            pixels = np.asarray(example[config.pixels])
+            item = dataclasses.replace(
+                item,
+                caption=_text(example, config.caption),
+                short_caption=_text(example, config.short_caption),
+                label=-1 if config.label is None else int(example[config.label]),
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise Unusable(f"cannot be decoded: {error}") from error
+        if not item.caption and item.label < 0:
+            raise Unusable("no caption")
+        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[-1] != 3:
+            raise Unusable(
+                f"{config.pixels} is {pixels.dtype} {list(pixels.shape)}, not RGB frames"
+            )
+        if pixels.ndim == 3 or len(pixels) == 1:
+            return [picture_clip(pixels.reshape(pixels.shape[-3:]), item, clips)]
+        rate = config.default_fps if config.fps is None else float(example[config.fps])
+        if not (rate > 0 and math.isfinite(rate)):
+            raise Unusable(f"its frame rate is {rate}")
+        frames = (ArrayFrame(frame, number / rate) for number, frame in enumerate(pixels))
+        return list(cut_clips(frames, item, clips))
+
+    prefix = f"{builder.info.full_name}:{config.split}"
+    items = [
+        Item(path=Path(name), name=f"{prefix}:{number}", caption="")
+        for number in range(len(source))
+    ]
+    return items, read
+
+
+def _text(example: Any, field: str | None) -> str:
+    if field is None:
+        return ""
+    try:
+        return " ".join(example[field].decode().split())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{field} is not UTF-8") from error

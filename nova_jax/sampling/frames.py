@@ -1,0 +1,440 @@
+"""Generation frame by frame, each frame set by set (paper, sections 3.2 to 3.4).
+
+For each frame: one pass of the temporal encoder over the frame before it, with a key-value
+cache, then K AR steps of the spatial decoder and the diffusion head. Three compiled programs do
+it: the temporal encoder on frame 0 and the conditions, the same on any later frame, and a frame's
+whole set-by-set loop, without a word to the host in between. Or all of it is one program, with
+frames as a loop too: what is exported.
+
+Dimensions: B samples, G guidance passes, T frames, N tokens of a frame, M indicator features.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
+from nova_jax.models import flops
+from nova_jax.models.attention import KVCache
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.layers import unpatchify
+from nova_jax.models.nova import Conditions, Nova
+from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
+from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.order import (
+    Bucket,
+    bucket_steps,
+    reveal_order,
+    set_sizes,
+    to_row_major,
+)
+from nova_jax.sampling.schedules import SamplingSteps, Schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How samples are drawn.
+
+    Attributes:
+        num_inference_steps: K, AR steps of a frame, 1 or more; steps that reveal no token drop.
+        num_diffusion_steps: S, diffusion steps of an AR step.
+        guidance: guidance options.
+        flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
+        sampler: implementation of the loop over diffusion steps.
+    """
+
+    num_inference_steps: int = 64
+    num_diffusion_steps: int = 25
+    guidance: GuidanceConfig = GuidanceConfig()
+    flow_shift: float | None = None
+    sampler: Implementation = "auto"
+
+
+def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
+    """The same conditions without text or class; motion stays."""
+    if config.num_classes is not None:
+        assert conditions.label is not None
+        return dataclasses.replace(
+            conditions, label=jnp.full_like(conditions.label, config.num_classes)
+        )
+    assert conditions.text_length is not None
+    return dataclasses.replace(conditions, text_length=jnp.zeros_like(conditions.text_length))
+
+
+def stack_passes(
+    conditions: Conditions, negative: Conditions, guidance: GuidanceConfig
+) -> Conditions:
+    """Conditions of all guidance passes, stacked on the batch axis."""
+    passes = [conditions, negative, negative][: guidance.passes]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *passes)
+
+
+def begin(
+    model: Nova,
+    conditions: Conditions,
+    cache: KVCache,
+    *,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, from the stacked conditions of all passes."""
+    encoder = model.temporal_encoder
+    condition = model.embed_conditions(conditions)
+    bare = encoder.begin_of_video(condition.shape[0])
+    slot = _without_frame(encoder.add_positions(bare, frames), bare, guidance)
+    return encoder.decode(slot[:, 0], condition, jnp.zeros((), jnp.int32), cache)
+
+
+def advance(
+    model: Nova,
+    latents: Float[Array, "b h w c"],
+    anchor: Float[Array, "gb m d"],
+    frame: Int[Array, ""],
+    cache: KVCache,
+    *,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Indicator features of frame 1 or later.
+
+    Args:
+        model: the transformer.
+        latents: the frame before.
+        anchor: frame 0's indicator features, which the mixer modulates.
+        frame: index of the frame.
+        cache: the temporal encoder's keys and values, guidance passes stacked on the batch axis.
+        guidance: the guidance options.
+        frames: T, frames of the whole video.
+    """
+    encoder = model.temporal_encoder
+    slot = encoder.add_positions(encoder.embed_frames(latents[:, None]), frames, frame)
+    slot = jnp.concatenate([slot] * guidance.passes, axis=0)
+    slot = _without_frame(slot, encoder.begin_of_video(slot.shape[0]), guidance)
+    features, cache = encoder.decode(slot[:, 0], None, frame, cache)
+    return features if encoder.mixer is None else encoder.mixer(anchor, features), cache
+
+
+def _without_frame(
+    slot: Float[Array, "gb 1 m d"], bare: Float[Array, "gb 1 m d"], guidance: GuidanceConfig
+) -> Float[Array, "gb 1 m d"]:
+    """Replaces the frame input of the second pass by the bare begin-of-video token."""
+    if guidance.passes < 3:
+        return slot
+    batch = slot.shape[0] // 3
+    return slot.at[batch : 2 * batch].set(bare[batch : 2 * batch])
+
+
+def draw_frame(
+    model: Nova,
+    indicators: Float[Array, "gb m d"],
+    order: Int[Array, "b n"],
+    noise: NoiseSource,
+    frame: int | Int[Array, ""],
+    sizes: Int[np.ndarray, " k"],
+    steps: SamplingSteps,
+    guidance: GuidanceConfig,
+    sampler: Implementation = "auto",
+) -> Float[Array, "b n p"]:
+    """Fills one frame set by set.
+
+    Args:
+        model: the transformer.
+        indicators: the temporal encoder's features, guidance passes stacked on the batch axis.
+        order: each sample's reveal order.
+        noise: the noise source.
+        frame: index among the generated frames, for the noise source.
+        sizes: tokens revealed at each AR step.
+        steps: the diffusion steps.
+        guidance: the guidance options.
+        sampler: implementation of the loop over diffusion steps.
+
+    Returns:
+        The frame's tokens in reveal order.
+    """
+    config, batch = model.config, order.shape[0]
+    total, kept = config.num_tokens, len(sizes)
+    orders = jnp.concatenate([order] * guidance.passes, axis=0)
+    diffusion_steps = len(steps.time)
+    buckets = bucket_steps(sizes, lambda v, n: flops.ar_step(config, diffusion_steps, v, n))
+    # A padded set may reach past the frame's end; the room behind it takes the surplus.
+    room = max(bucket.width for bucket in buckets)
+    tokens = jnp.zeros((batch, total + room, config.token_dim))
+
+    for bucket in buckets:
+
+        def ar_step(
+            tokens: Array, row: tuple[Array, ...], bucket: Bucket = bucket
+        ) -> tuple[Array, None]:
+            step, start, count = row
+            visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
+            features = model.spatial_decoder(
+                visible, start, orders, indicators, only=(start, bucket.width)
+            )
+            scale = guidance.scale_at(step, kept)
+            drawn = denoise_set(
+                model.diffusion_head,
+                features,
+                noise,
+                frame,
+                step,
+                start,
+                count,
+                steps,
+                guidance,
+                scale,
+                sampler,
+            )
+            return jax.lax.dynamic_update_slice_in_dim(tokens, drawn, start, axis=1), None
+
+        indices = bucket.first + np.arange(len(bucket.counts))
+        rows = (indices, np.asarray(bucket.starts), np.asarray(bucket.counts))
+        tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, rows))
+    return tokens[:, :total]
+
+
+class Spread(Protocol):
+    """How devices share a program; part of the program, so it must be hashable."""
+
+    def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+        """`function` of all samples, out of one of any number of samples.
+
+        Args:
+            function: of arrays; it gives the same for a sample whatever the others are.
+            in_axes, out_axes: as `jax.vmap` takes them: which axis has the samples' rows.
+        """
+
+
+def alone(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+    """The `Spread` of one device."""
+    return function
+
+
+_CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "spread"))
+def _begin_program(
+    graph: Any, params: Any, conditions: Any, negative: Any, spread: Spread, **options: Any
+) -> Any:
+    def run(params: Any, conditions: Any, negative: Any) -> Any:
+        return _start(nnx.merge(graph, params), conditions, negative, **options)
+
+    return spread(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("graph", "guidance", "frames", "spread"), donate_argnames=("cache",)
+)
+def _advance_program(
+    graph: Any,
+    params: Any,
+    latents: Any,
+    anchor: Any,
+    frame: Any,
+    cache: Any,
+    spread: Spread,
+    **options: Any,
+) -> Any:
+    def run(params: Any, latents: Any, anchor: Any, frame: Any, cache: Any) -> Any:
+        return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
+
+    axes = (None, 0, 0, None, _CACHE_AXES)
+    return spread(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "spread"))
+def _draw_program(
+    graph: Any,
+    params: Any,
+    indicators: Any,
+    order: Any,
+    noise: NoiseSource,
+    frame: Any,
+    *,
+    schedule: Schedule,
+    config: SamplingConfig,
+    spread: Spread,
+) -> Float[Array, "b h w c"]:
+    def run(params: Any, indicators: Any, order: Any, noise: Any, frame: Any) -> Any:
+        model = nnx.merge(graph, params)
+        return _draw(model, indicators, order, noise, frame, schedule, config)
+
+    return spread(run, (None, 0, 0, 0, None), 0)(params, indicators, order, noise, frame)
+
+
+def _draw(
+    model: Nova,
+    indicators: Float[Array, "gb m d"],
+    order: Int[Array, "b n"],
+    noise: NoiseSource,
+    frame: Int[Array, ""],
+    schedule: Schedule,
+    config: SamplingConfig,
+) -> Float[Array, "b h w c"]:
+    """A frame's latents."""
+    sizes = set_sizes(model.config.num_tokens, config.num_inference_steps)
+    steps = schedule.sampling_steps(config.num_diffusion_steps, config.flow_shift)
+    tokens = draw_frame(
+        model, indicators, order, noise, frame, sizes, steps, config.guidance, config.sampler
+    )
+    tokens = to_row_major(tokens, order)
+    return unpatchify(tokens, model.config.patch_size, model.config.grid)
+
+
+def generate(
+    model: Nova,
+    schedule: Schedule,
+    conditions: Conditions,
+    *,
+    frames: int,
+    config: SamplingConfig,
+    keys: Key[Array, " b"],
+    negative: Conditions | None = None,
+    given: Float[Array, "b g h w c"] | None = None,
+    order: Int[Array, "b n"] | None = None,
+    noise: NoiseSource | None = None,
+    on_frame: Callable[[int], None] | None = None,
+    spread: Spread = alone,
+) -> Float[Array, "b t h w c"]:
+    """Draws images (one frame) or videos.
+
+    Args:
+        model: the transformer.
+        schedule: the diffusion schedule it was trained with.
+        conditions: one row a sample.
+        frames: T, latent frames; may exceed the length the model was trained with.
+        config: sampling options.
+        keys: one random key a sample; all of a sample's randomness comes from its own key.
+        negative: conditions of the unconditional passes; by default no text, no class.
+        given: the first latent frames, such as an image's, which are kept and not drawn.
+        order: reveal orders, drawn from the keys by default.
+        noise: noise source, drawn from the keys by default.
+        on_frame: called with the number of finished frames after each.
+        spread: how devices share the samples, see `nova_jax.distributed.mesh.SampleSpread`.
+
+    Returns:
+        Latents, float32.
+
+    Raises:
+        NovaError: if the sampler does not run here, `frames` is not positive, or `given` is
+            longer or not of this model.
+    """
+    size, guidance = model.config, config.guidance
+    fused = choose(config.sampler) == "pallas"
+    if frames < 1:
+        raise NovaError(f"frames is {frames}; a video has at least 1")
+    batch = keys.shape[0]
+    prefix = 0 if given is None else given.shape[1]
+    shape = (batch, prefix, *size.latent_size, size.latent_channels)
+    if given is not None and (given.shape != shape or prefix > frames):
+        raise NovaError(
+            f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
+        )
+    drawn_order, drawn_noise = _randomness(size, keys)
+    order = drawn_order if order is None else order
+    noise = drawn_noise if noise is None else noise
+    graph, params = nnx.split(model)
+
+    def draw(params: Any, indicators: Any, frame: Any) -> Float[Array, "b h w c"]:
+        static = {"schedule": schedule, "config": config, "spread": spread}
+        return _draw_program(graph, params, indicators, order, noise, frame, **static)
+
+    if fused:
+        # What the kernel cannot do it says here, before the programs are compiled.
+        rows = (guidance.passes * batch, size.indicator_tokens, size.width)
+        jax.eval_shape(draw, params, jax.ShapeDtypeStruct(rows, model.dtype), jnp.asarray(0))
+    options: Any = {"guidance": guidance, "frames": frames, "spread": spread}
+    video: list[Array] = []
+    for frame in range(frames):
+        if frame == 0:
+            anchor, cache = _begin_program(graph, params, conditions, negative, **options)
+            indicators = anchor
+        else:
+            indicators, cache = _advance_program(
+                graph, params, video[-1], anchor, jnp.asarray(frame), cache, **options
+            )
+        if given is not None and frame < prefix:
+            latents = given[:, frame].astype(jnp.float32)
+        else:
+            latents = draw(params, indicators, jnp.asarray(frame - prefix))
+        video.append(latents)
+        if on_frame is not None:
+            jax.block_until_ready(latents)
+            on_frame(frame + 1)
+    return jnp.stack(video, axis=1)
+
+
+def generate_in_one(
+    model: Nova,
+    schedule: Schedule,
+    conditions: Conditions,
+    *,
+    frames: int,
+    config: SamplingConfig,
+    keys: Key[Array, " b"],
+    negative: Conditions | None = None,
+) -> Float[Array, "b t h w c"]:
+    """`generate` as one program, to be traced: its size and compile time do not grow with frames.
+
+    Args:
+        model, schedule, conditions, frames, config, keys, negative: as there.
+    """
+    order, noise = _randomness(model.config, keys)
+    options: Any = {"guidance": config.guidance, "frames": frames}
+    anchor, cache = _start(model, conditions, negative, **options)
+
+    def one_frame(carry: tuple[Array, KVCache], frame: Array) -> tuple[Any, Array]:
+        indicators, cache = carry
+        latents = _draw(model, indicators, order, noise, frame, schedule, config)
+        if frames > 1:
+            carry = jax.lax.cond(
+                frame + 1 < frames,
+                lambda cache: advance(model, latents, anchor, frame + 1, cache, **options),
+                lambda cache: (indicators, cache),
+                cache,
+            )
+        return carry, latents
+
+    _, video = jax.lax.scan(one_frame, (anchor, cache), jnp.arange(frames))
+    return video.swapaxes(0, 1)
+
+
+def _randomness(config: NovaConfig, keys: Key[Array, " b"]) -> tuple[Int[Array, "b n"], KeyedNoise]:
+    """Reveal order and noise of each sample, from its key."""
+    order_keys, noise_keys = _split_keys(keys)
+    noise = KeyedNoise(noise_keys, config.num_tokens, config.token_dim)
+    return reveal_order(order_keys, config.num_tokens), noise
+
+
+def _start(
+    model: Nova,
+    conditions: Conditions,
+    negative: Conditions | None,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, and a cache with room for the whole video."""
+    config = model.config
+    negative = unconditional(conditions, config) if negative is None else negative
+    stacked = stack_passes(conditions, negative, guidance)
+    condition_tokens = config.text_length or 1
+    if config.is_video and conditions.flow is not None:
+        condition_tokens += 2
+    rows = jax.tree.leaves(stacked)[0].shape[0]
+    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
+    return begin(model, stacked, cache, guidance=guidance, frames=frames)
+
+
+@jax.jit
+def _split_keys(keys: Key[Array, " b"]) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
+    """Keys of the reveal order and of the noise."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return fold(keys, 0), fold(keys, 1)

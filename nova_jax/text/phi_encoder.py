@@ -1,0 +1,88 @@
+"""Phi as a text encoder: prompts to the last hidden states of their tokens.
+
+Dimensions: B prompts, L rows, d width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from nova_jax.errors import NovaError
+from nova_jax.text.phi import Phi
+
+
+class PhiTextEncoder:
+    """A Phi model with its tokenizer, behind `nova_jax.text.interface.TextEncoder`.
+
+    Args:
+        model: with its parameters.
+        tokenizer: text to token ids, as transformers has it.
+        batch_size: prompts computed together; fewer are padded to a power of two.
+    """
+
+    def __init__(self, model: Phi, tokenizer: Any, *, batch_size: int = 8):
+        self.tokenizer, self.batch_size, self._config = tokenizer, batch_size, model.config
+        self._graph, self._state = nnx.split(model)
+
+    @staticmethod
+    def read_tokenizer(directory: Path) -> Any:
+        """Reads ``tokenizer/`` without running code of its own.
+
+        Raises:
+            NovaError: it is missing or damaged.
+        """
+        from transformers import AutoTokenizer  # takes seconds to import
+
+        if not directory.is_dir():
+            raise NovaError(f"{directory} is missing; is this a model in the released layout?")
+        try:
+            return AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # transformers has no one exception for it
+            reason = str(error).strip().splitlines()[0]
+            raise NovaError(f"{directory} is no tokenizer ({reason}); fetch it again") from error
+
+    @property
+    def network(self) -> Phi:
+        """The model, with its parameters."""
+        return nnx.merge(self._graph, self._state)
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self._config.hidden_size
+
+    def encode(
+        self, prompts: Sequence[str], length: int
+    ) -> tuple[Float[np.ndarray, "b L d"], Int[np.ndarray, " b"]]:
+        """Features and lengths; see `TextEncoder.encode`."""
+        tokens = [list(self.tokenizer(text).input_ids)[:length] for text in prompts]
+        features = np.zeros((len(prompts), length, self.dim), np.float32)
+        lengths = np.array([len(row) for row in tokens], np.int32)
+        for start in range(0, len(tokens), self.batch_size):
+            rows = tokens[start : start + self.batch_size]
+            # What stands after a prompt does not reach it, the model is causal: any id will do.
+            size = 1 << (len(rows) - 1).bit_length()
+            width = min(length, 1 << (max(map(len, rows), default=0) - 1).bit_length())
+            ids = np.zeros((size, width), np.int32)
+            for row, sequence in zip(ids, rows, strict=False):
+                row[: len(sequence)] = sequence
+            states = np.asarray(_run(self._graph, self._state, ids), np.float32)
+            for i, sequence in enumerate(rows):
+                features[start + i, : len(sequence)] = states[i, : len(sequence)]
+        return features, lengths
+
+
+@functools.partial(jax.jit, static_argnames="graph")
+def _run(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state)(tokens).astype(jnp.float32)

@@ -1,0 +1,197 @@
+"""Generation: the cache against the whole sequence, and a sample's independence of its batch.
+
+Trajectories are checked against the PyTorch release in tests/parity.
+"""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+from small import make
+
+from nova_jax.errors import NovaError
+from nova_jax.kernels.diffusion_sampler import api, tpu
+from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
+from nova_jax.models import Conditions
+from nova_jax.sampling import frames as module
+from nova_jax.sampling.denoise import KeyedNoise
+from nova_jax.sampling.frames import (
+    GuidanceConfig,
+    SamplingConfig,
+    advance,
+    begin,
+    generate,
+    unconditional,
+)
+from nova_jax.sampling.schedules import FlowMatchingSchedule
+
+CONFIG = dataclasses.replace(
+    small.CONFIG, latent_size=(8, 8), spatial_decoder="vit_d2w32", diffusion_head="mlp_d1w32"
+)
+SAMPLING = SamplingConfig(2, 3, GuidanceConfig(scale=3.0))
+
+
+def conditions(batch):
+    return Conditions(
+        text=jax.random.normal(jax.random.key(5), (batch, 4, 8)),
+        text_length=jnp.arange(batch, dtype=jnp.int32) % 4 + 1,
+        flow=jnp.full(batch, 5.0),
+        fps=jnp.full(batch, 12.0),
+    )
+
+
+def rows(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_cached_frames_equal_the_whole_sequence(rotary):
+    model = make(dataclasses.replace(CONFIG, rotary=rotary))
+    latents = jax.random.normal(jax.random.key(3), (2, 3, 8, 8, 3))
+    given, guidance = conditions(2), GuidanceConfig(scale=1.0)
+
+    @nnx.jit
+    def both(model):
+        encoder = model.temporal_encoder
+        whole = encoder(latents, model.embed_conditions(given))
+        options = {"guidance": guidance, "frames": 3}
+        anchor, cache = begin(model, given, encoder.empty_cache(2, 3, 6), **options)
+        frames = [anchor]
+        for t in (1, 2):
+            features, cache = advance(
+                model, latents[:, t - 1], anchor, jnp.asarray(t), cache, **options
+            )
+            frames.append(features)
+        return whole, jnp.stack(frames, axis=1), cache.length
+
+    whole, cached, length = both(model)
+    np.testing.assert_allclose(cached, whole, rtol=1e-5, atol=1e-5)
+    assert int(length) == 6 + 3 * 4
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    model, schedule = make(CONFIG), FlowMatchingSchedule()
+    keys = jax.random.split(jax.random.key(9), 3)
+    options = {"frames": 2, "config": SAMPLING}
+    together = generate(model, schedule, conditions(3), keys=keys, **options)
+    assert together.shape == (3, 2, 8, 8, 3)
+    alone = generate(model, schedule, rows(conditions(3), slice(1, 2)), keys=keys[1:2], **options)
+    np.testing.assert_allclose(alone[0], together[1], rtol=1e-4, atol=1e-4)
+    other = generate(model, schedule, rows(conditions(3), slice(1, 2)), keys=keys[:1], **options)
+    assert float(jnp.abs(other[0] - together[1]).max()) > 0.1
+
+
+def test_a_given_image_is_frame_zero_and_later_frames_follow():
+    model, image = make(CONFIG), jax.random.normal(jax.random.key(4), (1, 8, 8, 3))
+    keys, finished = jax.random.split(jax.random.key(9), 1), []
+    video = generate(
+        model,
+        FlowMatchingSchedule(),
+        conditions(1),
+        frames=5,  # longer than the model was made for
+        config=SAMPLING,
+        keys=keys,
+        given=image[:, None],
+        on_frame=finished.append,
+    )
+    assert video.shape == (1, 5, 8, 8, 3)
+    np.testing.assert_array_equal(video[:, 0], image)
+    assert finished == [1, 2, 3, 4, 5]
+    assert bool(jnp.all(jnp.isfinite(video)))
+
+
+def test_truncating_all_guidance_is_no_guidance():
+    model, keys = make(CONFIG), jax.random.split(jax.random.key(9), 1)
+
+    def draw(**guidance):
+        config = dataclasses.replace(SAMPLING, guidance=GuidanceConfig(**guidance))
+        return generate(
+            model, FlowMatchingSchedule(), conditions(1), frames=1, config=config, keys=keys
+        )
+
+    plain = draw(scale=1.0)
+    np.testing.assert_allclose(draw(scale=5.0, trunc=2000.0), plain, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(draw(scale=5.0) - plain).max()) > 1e-3
+
+
+def test_unconditional_drops_text_or_class_and_keeps_motion():
+    empty = unconditional(conditions(2), CONFIG)
+    assert empty.text_length.tolist() == [0, 0]
+    assert empty.flow.tolist() == [5.0, 5.0]
+    config = dataclasses.replace(CONFIG, text_dim=None, text_length=None, num_classes=7)
+    assert unconditional(Conditions(label=jnp.array([1, 3])), config).label.tolist() == [7, 7]
+
+
+def test_guidance_by_hand():
+    cond, uncond, base = jnp.array([[[3.0, 4.0]]]), jnp.zeros((1, 1, 2)), jnp.array([[[0.0, 4.0]]])
+    valid = jnp.ones(1)
+    plain, factor = combine(jnp.stack([cond, uncond]), 2.0, Guidance(2), valid, None)
+    np.testing.assert_allclose(plain, [[[6.0, 8.0]]])
+    assert factor is None
+    # ‖cond‖ = 5 and ‖guided‖ = 10, with nothing outside the set: factor ½, bounded by renorm.
+    rest = jnp.zeros(1)
+    for bound, wanted in ((0.2, 0.5), (0.8, 0.8)):
+        config = Guidance(2, renorm=bound)
+        guided, factor = combine(jnp.stack([cond, uncond]), 2.0, config, valid, rest)
+        np.testing.assert_allclose(guided, wanted * plain, rtol=1e-6)
+        np.testing.assert_allclose(factor, [wanted], rtol=1e-6)
+    # Outside the set the passes agree; its norm 12 counts: √(25 + 144) / √(100 + 144).
+    config = Guidance(2, renorm=0.2)
+    _, factor = combine(jnp.stack([cond, uncond]), 2.0, config, valid, jnp.array([144.0]))
+    np.testing.assert_allclose(factor, [13 / np.sqrt(244)], rtol=1e-6)
+    # uncond + 2·(cond − base) + 1.5·(base − uncond)
+    config = Guidance(3, image_scale=1.5)
+    guided, _ = combine(jnp.stack([cond, uncond, base]), 2.0, config, valid, None)
+    np.testing.assert_allclose(guided, [[[6.0, 6.0]]])
+
+
+def test_guidance_scale_grows_over_the_steps():
+    config = GuidanceConfig(scale=5.0, min_scale=2.0)
+    assert [config.scale_at(k, 3) for k in range(3)] == pytest.approx([3.0, 4.0, 5.0])
+    assert GuidanceConfig(scale=5.0).scale_at(0, 3) == pytest.approx(5.0)
+
+
+def test_noise_differs_by_frame_step_and_draw():
+    noise = KeyedNoise(jax.random.split(jax.random.key(0), 2), 4, 3)
+    seen = {
+        np.asarray(value).tobytes()
+        for value in (
+            noise.initial(0, 0),
+            noise.initial(0, 1),
+            noise.initial(1, 0),
+            noise.added(0, 0, 0),
+            noise.added(0, 0, 1),
+        )
+    }
+    assert len(seen) == 5
+
+
+def test_impossible_requests_are_named():
+    model, keys = make(CONFIG), jax.random.split(jax.random.key(9), 1)
+    options = {"config": SAMPLING, "keys": keys}
+    with pytest.raises(NovaError, match="frames is 0"):
+        generate(model, FlowMatchingSchedule(), conditions(1), frames=0, **options)
+    with pytest.raises(NovaError, match="given frames have shape"):
+        given = jnp.zeros((1, 1, 4, 8, 3))
+        generate(model, FlowMatchingSchedule(), conditions(1), frames=1, given=given, **options)
+    with pytest.raises(NovaError, match="renorm 2"):
+        GuidanceConfig(renorm=2.0)
+
+
+def test_what_the_kernel_cannot_do_is_said_before_programs_are_compiled(monkeypatch):
+    """A head of width 32, on a machine that the kernel of TPUs would run on."""
+    for part in (api, module):
+        monkeypatch.setattr(part, "choose", lambda implementation: "pallas")
+    monkeypatch.setitem(api._KERNELS, "cpu", tpu)
+    info = types.SimpleNamespace(vmem_capacity_bytes=2**27)
+    monkeypatch.setattr(tpu.pltpu, "get_tpu_info", lambda: info)
+    monkeypatch.setattr(module, "_begin_program", None)
+    config = dataclasses.replace(SAMPLING, sampler="pallas")
+    options = {"frames": 1, "config": config, "keys": jax.random.split(jax.random.key(0), 1)}
+    with pytest.raises(NovaError, match='width is a multiple of 128 .* not 32 .* sampler "xla"'):
+        generate(make(CONFIG), FlowMatchingSchedule(), conditions(1), **options)
