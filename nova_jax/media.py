@@ -31,22 +31,25 @@ MARGIN = 8  # pixels around everything on a contact sheet
 def enlarge(frames: np.ndarray, short_side: int = 192) -> np.ndarray:
     """Repeats pixels by a whole factor until the short side has at least `short_side` pixels.
 
-    `frames` is `[..., H, W, 3]`; large ones come back as they are. Only for viewing: small videos
-    are otherwise blurred by players.
+    Players blur small videos that they enlarge themselves.
+
+    Args:
+        frames: `[..., H, W, 3]`; large ones come back as they are.
+        short_side: pixels that the short side must have.
     """
     factor = -(-short_side // min(frames.shape[-3:-1]))
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2) if factor > 1 else frames
 
 
 def encode_png(picture: Picture) -> bytes:
-    """A lossless PNG file."""
+    """The bytes of a lossless PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def encode_gif(frames: Clip, fps: float) -> bytes:
-    """An endlessly repeating GIF file; its clock ticks in hundredths of a second."""
+    """The bytes of an endlessly repeating GIF file, whose clock ticks in hundredths of a second."""
     buffer = io.BytesIO()
     first, *rest = (Image.fromarray(frame) for frame in frames)
     first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=1000 / fps, loop=0)
@@ -54,7 +57,13 @@ def encode_gif(frames: Clip, fps: float) -> bytes:
 
 
 def encode_mp4(frames: Clip, fps: float) -> bytes:
-    """An H.264 MP4 file that every player reads; odd sizes get an edge row or column repeated."""
+    """The bytes of an H.264 MP4 file that every player reads.
+
+    H.264 takes even sizes alone: a last row or column is repeated where a side is odd.
+
+    Raises:
+        OSError: if ffmpeg fails.
+    """
     height, width = frames.shape[1:3]
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     size = f"{even.shape[2]}x{even.shape[1]}"
@@ -77,7 +86,10 @@ def file_name(text: str) -> str:
 
 
 def save(path: Path, data: bytes) -> Path:
-    """Writes a new file and returns its path: `name.mp4`, or `name-2.mp4` if that exists, etc."""
+    """Writes a new file and returns its path.
+
+    It is `path`, or with a number before the suffix if that exists: `name-2.mp4`, `name-3.mp4`, ...
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     for copy in itertools.count(2):
         try:
@@ -96,9 +108,15 @@ def save(path: Path, data: bytes) -> Path:
 
 
 def save_clip(path: Path, frames: Clip, fps: float, *, gif: bool = False) -> Path:
-    """Writes a clip to a new file named after `path`, which has no suffix, and returns its path.
+    """Writes a clip to a new file and returns its path.
 
-    One frame becomes a PNG, several an MP4, or a GIF if asked for.
+    One frame becomes a PNG; several become an MP4, or a GIF.
+
+    Args:
+        path: where to write, without a suffix.
+        frames: uint8 RGB, `[F, H, W, 3]`.
+        fps: frames per second.
+        gif: whether several frames become a GIF.
     """
     if len(frames) == 1:
         return save(path.with_name(f"{path.name}.png"), encode_png(frames[0]))
@@ -125,8 +143,12 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
 def fit_image(picture: Picture, size: tuple[int, int]) -> Picture:
     """Scales a picture to fill (height, width) and crops what is over about its center.
 
+    Args:
+        picture: uint8 RGB, `[H, W, 3]`.
+        size: (height, width) in pixels.
+
     Raises:
-        NovaError: it is no picture, or has no pixels.
+        NovaError: The picture is not of that kind, or has no pixels.
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise NovaError(
@@ -142,7 +164,10 @@ def contact_sheet(
 ) -> Picture:
     """Clips as strips of their frames, left to right in time, each above its caption.
 
-    All clips have one shape. Captions are cut where the strip ends.
+    Args:
+        clips: uint8 RGB, `[F, H, W, 3]` each, all of one shape.
+        captions: one for each clip, cut where its strip ends.
+        columns: clips side by side.
     """
     font = ImageFont.load_default(size=13)
     frames, height, width = clips[0].shape[:3]

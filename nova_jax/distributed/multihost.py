@@ -41,9 +41,13 @@ _LAUNCHERS = (
 
 
 def launched_as(environment: Mapping[str, str]) -> tuple[int, int]:
-    """This process's number and how many there are, as far as a launcher says; (0, 1) without.
+    """This process's number and how many there are, from a launcher's variables; (0, 1) without.
 
-    For processes that share work and do not speak with each other; see `join` for those that do.
+    This is for processes that share work and do not speak with each other; `join` is for those
+    that do.
+
+    Args:
+        environment: environment variables of the process.
     """
     for number, count in _LAUNCHERS:
         if number in environment and count in environment:
@@ -59,15 +63,18 @@ def join(
     timeout: int = 300,
     lost_after: int = 100,
 ) -> None:
-    """Makes this process one of a run's; alone, it does nothing. To be called before all else.
+    """Makes this process one of a run's. It must be called before anything else uses JAX.
+
+    A process that runs alone is left as it is.
 
     Args:
-        coordinator: host:port of process 0, where the others find it; "auto" where JAX can find all
-            three (TPU VMs, SLURM, Open MPI, Kubernetes with its Python package). None is "auto" in
-            a SLURM step of several tasks and on a TPU slice of several hosts in Kubernetes, and
-            alone elsewhere.
-        num_processes, process_id: how many there are, and which this is.
-        timeout: seconds until all must be there.
+        coordinator: host:port of process 0, where the others find it; or "auto" where JAX can find
+            the address, the number of processes and this one's by itself (TPU VMs, SLURM, Open MPI,
+            Kubernetes with its Python package). None means "auto" in a SLURM step of several tasks
+            and on a TPU slice of several hosts in Kubernetes; elsewhere this process runs alone.
+        num_processes: number of processes in the run; not needed with "auto".
+        process_id: number of this process, from 0; not needed with "auto".
+        timeout: seconds within which all processes must have come together.
         lost_after: seconds without a sign of life after which a process counts as lost.
 
     Raises:
@@ -136,7 +143,14 @@ def is_first() -> bool:
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """Lets process 0 act and gives its result, plain values, to all; its `NovaError` is all's."""
+    """Lets process 0 act, and returns its result in every process.
+
+    Args:
+        action: what process 0 does; it returns plain values.
+
+    Raises:
+        NovaError: in every process, if the action raised it in process 0.
+    """
     if jax.process_count() == 1:
         return action()
     outcome: dict[str, Any] = {}
@@ -152,7 +166,10 @@ def on_first(action: Callable[[], T]) -> T:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Compares what all processes must agree on: `facts`, plain values, and the code they run.
+    """Compares what all processes must agree on, and the code that they run.
+
+    Args:
+        facts: plain values that must be equal in all processes, such as a config.
 
     Raises:
         NovaError: in every process, naming what differs.
@@ -181,7 +198,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def _digest_of_code() -> str:
-    """Of every file of the package that is code."""
+    """A digest of every file of the package that is code."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -199,7 +216,7 @@ def _gather(text: str) -> list[str]:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array that may lie on the devices of many processes, in each of them."""
+    """Returns in every process the whole of an array that may lie on the devices of several."""
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
@@ -223,9 +240,10 @@ def losses_named() -> Iterator[None]:
 def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Turns the first SIGINT or SIGTERM into a request to stop; a second acts as it always does.
 
-    Gives a function to be called after every step with its number: whether to stop after it. Of
-    several processes, one signal to any of them is enough, and all stop after the same step: JAX's
-    coordinator has them agree, without a collective. There SIGTERM never does anything else.
+    It yields a function that is called after every step with the step's number, and says whether to
+    stop after it. One signal to any of several processes is enough, and all stop after the same
+    step: JAX's coordinator has them agree, without a collective. In such a run SIGTERM never does
+    anything else.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # signals cannot be caught here

@@ -15,7 +15,7 @@ _RELEASED_HEADS = {768: 12, 1024: 16, 1536: 16}
 
 @dataclasses.dataclass(frozen=True)
 class StageSize:
-    """Depth and width of one stage, parsed from a name such as ``vit_d16w1024``."""
+    """Depth and width of one stage, which a name such as ``vit_d16w1024`` gives."""
 
     depth: int
     width: int
@@ -49,17 +49,21 @@ class NovaConfig:
 
     Attributes:
         latent_channels: C, channels of a latent frame.
-        latent_size: (h, w) of a latent frame.
-        patch_size: p, side of a spatial token in latent pixels; the temporal encoder's is 2p.
+        latent_size: (h, w), rows and columns of a latent frame.
+        patch_size: p, side of a spatial token in latent pixels; a temporal token has the side 2p.
         temporal_encoder: size of the temporal encoder, ``vit_d{depth}w{width}``.
-        spatial_decoder: size of the spatial decoder; the same width as the temporal encoder.
+        spatial_decoder: size of the spatial decoder, ``vit_d{depth}w{width}``, whose width is the
+            temporal encoder's.
         diffusion_head: size of the diffusion head, ``mlp_d{depth}w{width}``.
-        frames: base number of latent frames T. 1 is an image model, without motion tokens.
+        frames: base number T of latent frames. With 1 it is an image model, which has no motion
+            tokens.
         text_dim: channels of the text encoder's features; None for a class-conditional model.
-        text_length: text tokens the model sees, at most 512.
-        num_classes: classes of a class-conditional model (row ``num_classes`` means "no class").
-        mixer_rank: rank of the scaling-and-shift layer; None or 0 for none, negative for full rank.
-        rotary: 3D rotary positions instead of sine-cosine ones.
+        text_length: number of text tokens that a text model sees, 1 to 512.
+        num_classes: number of classes of a class-conditional model, whose label ``num_classes``
+            means "no class"; None for a text model.
+        mixer_rank: rank of the scaling-and-shift layer; a negative rank is full rank, and with
+            None or 0 the model has no such layer.
+        rotary: whether positions are 3D rotary; else they are sine-cosine.
     """
 
     latent_channels: int = 4

@@ -41,10 +41,10 @@ class LoggingConfig:
     """Where numbers go, besides the progress bar and metrics.jsonl.
 
     Attributes:
-        every: steps between looks at the metrics; every step is recorded, this many at a time.
-        tensorboard: write TensorBoard event files.
-        wandb_project: also log to this Weights & Biases project; None for no.
-        profile: first of five steps that a profiler trace is written of, to profile/; None for no.
+        every: number of steps after which the metrics of all of them are fetched and recorded.
+        tensorboard: whether TensorBoard event files are written.
+        wandb_project: Weights & Biases project that metrics also go to; None for none.
+        profile: first of the five steps that a profiler trace in profile/ shows; None for no trace.
     """
 
     every: int = 20
@@ -71,9 +71,9 @@ class SamplesConfig:
     """Videos drawn during training, by the averaged parameters, with the defaults of generation.
 
     Attributes:
-        every: steps between them; None for never.
-        prompts: one video each.
-        seed: of their noise, the same each time.
+        every: steps between two drawings; None draws no videos.
+        prompts: prompts of which each gives one video.
+        seed: seed of the videos' noise, which is the same each time.
     """
 
     every: int | None = 1000
@@ -86,30 +86,31 @@ class TrainConfig:
     """A whole run. Sections named by ``type`` are plain values that their registries read.
 
     Attributes:
-        steps: batches to train on.
-        stop_at: stop after this step, to be taken up again later; None to go on to the end.
-        seed: of parameters and of everything drawn in training; the data has its own.
-        model: the transformer.
-        init: a checkpoint whose parameters the run starts from; None to draw them.
-        lora: train adapters to that checkpoint and nothing else; None to train its parameters.
+        steps: number of batches to train on.
+        stop_at: step after which the run stops, to be taken up again later; None to go on to the
+            end.
+        seed: seed of the parameters and of all that training draws; the data has a seed of its own.
+        model: size and options of the transformer.
+        init: checkpoint whose parameters the run starts from; None to draw them.
+        lora: adapters to train in place of the parameters of ``init``; None to train all of these.
         schedule: noise schedule, see `nova_jax.sampling.schedules`.
         codec: pixels to latents, see `nova_jax.codecs`; None where the dataset brings latents.
         text_encoder: prompts to features, see `nova_jax.codecs`; None where the dataset brings
             features, or the model takes class labels.
         dataset: what to train on, by its ``type``, see `nova_jax.training.datasets`.
-        data: how they are batched and mixed.
-        optimizer: what is trained, and how.
+        data: how the dataset's clips are batched and mixed.
+        optimizer: which parameters are trained, and how.
         ema: moving average of the parameters.
         guard: what to do about numbers that are not finite.
-        dtype: type of the computation; parameters, softmax, norms and losses are float32.
+        dtype: type of the computation; parameters, softmax, norms and losses are float32 anyway.
         remat: what blocks recompute in the backward pass, to save memory: nothing, all but matrix
             products ("dots"), or everything ("full").
-        unroll: blocks per iteration of the compiled loop over depth. 1 compiles fastest; CPUs run
-            shallow models about 1.5 times faster without the loop, at the depth.
-        loss_repeat: noise draws of each frame.
+        unroll: blocks per iteration of the compiled loop over depth. 1 compiles fastest; with as
+            many as a model has, CPUs run shallow ones about 1.5 times faster.
+        loss_repeat: number of noisy copies of each frame, each with noise and times of its own.
         first_frame_loss: weight of a video's first frame in the loss. 0 trains a model that is
-            always given one (image to video).
-        mesh: how devices share the work; it may change between the parts of a run.
+            always given its first frame (image to video).
+        mesh: how devices share the work; it may change when a run is taken up again.
         checkpoint: see `CheckpointConfig`.
         logging: see `LoggingConfig`.
         evaluation: see `EvaluationConfig`.
@@ -187,8 +188,8 @@ class TrainConfig:
         return to_plain(self)
 
     def changeable(self) -> tuple[str, ...]:
-        """What may differ when a run is taken up again: nothing that changes its parameters but for
-        rounding."""
+        """Names of what may differ when a run is taken up again: all that changes parameters by
+        rounding alone, or not at all."""
         free = {
             "stop_at",
             "mesh",

@@ -32,19 +32,22 @@ class OptimizerConfig:
     """AdamW and its learning rate; the defaults are the released recipe.
 
     Attributes:
-        learning_rate: the highest value, reached at the end of the warmup.
-        schedule: what follows the warmup: "constant"; "cosine", down to ``end_factor`` at the last
-            step; "multistep", multiplied by ``milestone_factor`` at each of ``milestones``.
-        warmup_steps: steps of linear growth; step i of w runs at (i + 1) / w.
-        end_factor: of "cosine": last learning rate as a fraction of the highest.
-        milestones: of "multistep": increasing step numbers.
-        milestone_factor: of "multistep".
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: decoupled, times the learning rate; see `decays` for what it applies to.
-        clip_norm: largest global gradient norm, None for no clipping.
-        accumulate: batches whose gradients are averaged into one update.
+        learning_rate: highest learning rate, which the warmup ends at.
+        schedule: how the learning rate goes on after the warmup: "constant"; "cosine", which ends
+            at ``end_factor`` of the highest; or "multistep", which is multiplied by
+            ``milestone_factor`` at each of ``milestones``.
+        warmup_steps: steps in which the learning rate grows linearly; step i of w has (i + 1) / w
+            of the highest.
+        end_factor: last learning rate of the schedule "cosine", as a fraction of the highest.
+        milestones: increasing step numbers at which the schedule "multistep" changes.
+        milestone_factor: factor on the learning rate at each milestone of "multistep".
+        b1: decay of the average of gradients, the first moment.
+        b2: decay of the average of squared gradients, the second moment.
+        eps: number added to the root of the second moment.
+        weight_decay: fraction of a parameter, times the learning rate, that each update takes away;
+            `decays` says which parameters it applies to.
+        clip_norm: largest norm of the gradient of all parameters together; None for no clipping.
+        accumulate: number of batches whose gradients are averaged into one update.
         freeze: regular expressions, matched from the start of a parameter's path, of what is not
             trained; None for the recipe's own list, () to train everything.
     """
@@ -88,7 +91,15 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate at each training step (batch), for a run of ``steps`` steps."""
+    """The learning rate at each training step, which is one batch.
+
+    Args:
+        config: schedule and highest learning rate.
+        steps: length of the run in training steps, which the cosine schedule ends at.
+
+    Raises:
+        NovaError: if the warmup leaves nothing of the steps to a cosine schedule.
+    """
     if config.schedule == "cosine":
         if steps <= config.warmup_steps:
             raise NovaError(
@@ -111,10 +122,10 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay (as PyTorch's: times the learning rate).
+    """AdamW with decoupled weight decay, which is times the learning rate as in PyTorch.
 
     Args:
-        config: what to build.
+        config: the optimizer's options.
         steps: length of the run in training steps; only the cosine schedule depends on it.
     """
     schedule = learning_rate_schedule(config, steps)
@@ -134,9 +145,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def decays(params: Params) -> Params:
-    """True where weight decay applies: everywhere but the affine weights and biases of LayerNorms.
+    """A tree like `params`, True where weight decay applies and False elsewhere.
 
-    Modulation projections, other biases, tokens and tables do decay.
+    It applies to all but the scales and biases of LayerNorms: modulation projections, other biases,
+    tokens and tables do decay.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, _: len(path) < 2 or "norm" not in str(path[-2]), params
@@ -154,7 +166,7 @@ def split_model(
     Args:
         model: a `Nova`, real or abstract.
         config: its configuration, which decides what the recipe freezes.
-        freeze: patterns instead of the recipe's, see `OptimizerConfig.freeze`.
+        freeze: patterns in place of the recipe's own list, see `OptimizerConfig.freeze`.
 
     Raises:
         NovaError: if one of ``freeze`` matches no parameter, or nothing is left to train.
