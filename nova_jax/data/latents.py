@@ -16,16 +16,17 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
 import numpy as np
+from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.data.batch import Batch, zero_batch
 from nova_jax.data.fingerprints import probe_codec, probe_text, same_probe
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, iterate, share_of
 from nova_jax.data.records import Bucket, Encoding, Records
-from nova_jax.data.transforms import Batch
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.text.interface import TextEncoder
@@ -73,6 +74,8 @@ class LatentsConfig:
     latent_frames: int | None = None
     held_out: int = 64
     fps: float = 12.0
+    #: Of text features in batches; as on disk, and half the way to the device.
+    text_dtype: ClassVar[DTypeLike] = np.float16
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -135,33 +138,26 @@ class MakeBatch:
     keep_captions: bool
 
     def __call__(self, numbers_and_places: tuple[np.ndarray, np.ndarray]) -> Batch:
-        """Returns what `nova_jax.data.pipeline.Dataset` calls a batch; text is float16.
+        """Returns a batch, see `nova_jax.data.batch`.
 
         Args:
           numbers_and_places: of B samples in the stream, and of their records in the pool.
         """
         numbers, places = numbers_and_places
         records = self.pool.read(places)
-        model, (frames, height, width) = self.model, records[0]["moments"].shape[:3]
-        length = model.text_length or 0
-        batch: Batch = {
-            "latents": np.empty(
-                (len(records), frames, height, width, model.latent_channels), np.float32
-            ),
-            "flow": np.empty(len(records), np.float32),
-            "fps": np.empty(len(records), np.float32),
-        }
-        if model.text_dim is None:
-            batch["label"] = np.empty(len(records), np.int32)
-        else:
-            # float16 as on disk: half the way to the device.
-            batch["text"] = np.zeros((len(records), length, model.text_dim), np.float16)
-            batch["text_length"] = np.zeros(len(records), np.int32)
+        model, (frames, *latent_size) = self.model, records[0]["moments"].shape[:3]
+        batch = zero_batch(
+            model,
+            size=len(records),
+            frames=frames,
+            latent_size=tuple(latent_size),
+            text_dtype=LatentsConfig.text_dtype,
+        )
         captions, drops = [], []
         for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
             rng = None if self.seed is None else np.random.default_rng([self.seed, int(number)])
             short, dropped, any_flow = self._choices(rng)
-            batch["latents"][i] = draw_latents(record, rng)
+            batch["latents"][i] = sample_latents(record, rng)
             batch["flow"][i] = self.config.default_flow if any_flow else record["flow"]
             batch["fps"][i] = record["fps"] if frames > 1 else self.picture_fps
             # A record without a short caption has only the long one.
@@ -169,7 +165,7 @@ class MakeBatch:
             if model.text_dim is None:
                 batch["label"][i] = model.num_classes if dropped else record["label"]
             elif not dropped:
-                rows = record[f"{form}text"][:length]
+                rows = record[f"{form}text"][: model.text_length]
                 batch["text"][i, : len(rows)] = rows
                 batch["text_length"][i] = len(rows)
             captions.append(record[f"{form}caption"])
@@ -191,7 +187,7 @@ class MakeBatch:
         return bool(short), bool(dropped), bool(any_flow)
 
 
-def draw_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
+def sample_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
     """Latents of a record as the transformer sees them, float32 [T, h, w, C].
 
     z = mean + exp(½ · clip(logvar, -30, 20)) · noise, then (z - shift) · scale; without a generator
