@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,14 +24,19 @@ from typing import Any, Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 
+from nova_jax.config import from_dict
 from nova_jax.errors import NovaError
 from nova_jax.files import crc32, write_whole
 
 FORMAT, VERSION = "nova_jax.records", 1
 METADATA = "metadata.json"
+_SUMMARY = ("format", "version", "records")  # what metadata.json says besides `Metadata`
 NAME, SPLIT = "nova", "train"  # of the dataset and its only split, for tensorflow-datasets
 _OPEN_SHARDS = 256  # of a reader at a time
+# What ArrayRecord and tensorflow-datasets raise where bytes are not what they should be.
+_DAMAGE = (DecodeError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 Kind = Literal["latents", "raw"]
 
@@ -118,15 +122,17 @@ class Metadata:
     encoding: Encoding | None
     skipped: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        for shard in self.shards:
+            if not 0 <= shard.bucket < len(self.buckets) or Path(shard.file).name != shard.file:
+                raise NovaError(f"metadata.shards has an impossible {shard.file!r}")
+        if (self.kind == "raw") != (self.encoding is None):
+            raise NovaError(f"metadata.kind is {self.kind!r}, which does not fit its encoding")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         total = sum(shard.records for shard in self.shards)
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "records": total,
-            **dataclasses.asdict(self),
-        }
+        return {"format": FORMAT, "version": VERSION, "records": total, **dataclasses.asdict(self)}
 
 
 def read_metadata(directory: Path) -> Metadata:
@@ -151,32 +157,12 @@ def read_metadata(directory: Path) -> Metadata:
             f"{path} has schema version {values.get('version')}, this nova_jax reads {VERSION}; "
             "prepare the data again, or install the version that wrote it"
         )
+    fields = {name: value for name, value in values.items() if name not in _SUMMARY}
     try:
-        encoding = values["encoding"]
-        metadata = Metadata(
-            kind=values["kind"],
-            buckets=tuple(from_json(Bucket, bucket) for bucket in values["buckets"]),
-            shards=tuple(from_json(Shard, shard) for shard in values["shards"]),
-            encoding=None if encoding is None else from_json(Encoding, encoding),
-            skipped=dict(values["skipped"]),
-        )
-        if metadata.kind not in ("latents", "raw") or (metadata.kind == "raw") != (
-            encoding is None
-        ):
-            raise ValueError("kind")
-        if any(not 0 <= shard.bucket < len(metadata.buckets) for shard in metadata.shards):
-            raise ValueError("bucket")
-        if any(Path(shard.file).name != shard.file for shard in metadata.shards):
-            raise ValueError("file")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise NovaError(f"{path} is damaged ({error}); restore it from a copy") from error
-    return metadata
-
-
-def from_json(kind: type, values: Mapping[str, Any]) -> Any:
-    """A `Bucket`, `Shard` or `Encoding` of its plain values, whose lists are tuples."""
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return kind(**lists)
+        return from_dict(Metadata, fields, "metadata")
+    except NovaError as error:
+        reason = str(error).partition(";")[0]
+        raise NovaError(f"{path} is damaged ({reason}); restore it from a copy") from error
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -314,6 +300,7 @@ class Records:
                     f"{path} has {path.stat().st_size} bytes, {METADATA} says {shard.bytes}: cut "
                     "short or changed; restore it from a copy, or prepare again"
                 )
+        self._features = features(self.metadata.encoding)
         self._starts = np.cumsum([0, *(shard.records for shard in self.metadata.shards)])
         self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
@@ -334,7 +321,7 @@ class Records:
         return np.concatenate(parts) if parts else np.arange(0)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Reads records: arrays that are views of what was read, strings, numbers.
+        """Reads records: arrays that cannot be written to, strings, numbers.
 
         Raises:
           NovaError: naming the shard that is damaged.
@@ -351,7 +338,7 @@ class Records:
                 raw = self._reader(int(number)).read(positions)
                 for place, data in zip(places, raw, strict=True):
                     found[place] = self._parse(data, self.metadata.buckets[shard.bucket])
-            except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            except _DAMAGE as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise NovaError(
                     f"{path} is damaged ({reason}); restore it from a copy, or prepare again"
@@ -387,90 +374,15 @@ class Records:
             return reader
 
     def _parse(self, data: bytes, bucket: Bucket) -> dict[str, Any]:
-        record = parse_example(data)
+        record = self._features.deserialize_example_np(data)
+        if missing := [name for name, value in record.items() if value is None]:
+            raise ValueError(f"a record without {', '.join(missing)}")
         encoding = self.metadata.encoding
-        if encoding is None:
-            record["frames"] = _array(record, "frames", np.uint8, 3)
-            shape = record["frames"].shape
-        else:
-            record["moments"] = _array(record, "moments", np.float16, encoding.moments)
-            for name in ("text", "short_text"):
-                rows = np.frombuffer(record[name], np.float16)
-                record[name] = rows.reshape(-1, encoding.text_dim)
-            shape = record["moments"].shape
-        if shape[:3] != tuple(bucket.latent):
+        channels = 3 if encoding is None else encoding.moments
+        shape = record["frames" if encoding is None else "moments"].shape
+        if shape != (*bucket.latent, channels):
             raise ValueError(f"a record of shape {shape} in bucket {bucket.name}")
-        for name in ("caption", "short_caption", "source"):
-            record[name] = bytes(record[name]).decode()
-        return record
-
-
-def _array(record: dict[str, Any], name: str, dtype: type, channels: int) -> np.ndarray:
-    shape = tuple(int(side) for side in record.pop(f"{name}/shape"))
-    if len(shape) != 4 or shape[3] != channels:
-        raise ValueError(f"{name} of shape {shape}")
-    return np.frombuffer(record.pop(f"{name}/value"), dtype).reshape(shape)
-
-
-def parse_example(data: bytes) -> dict[str, Any]:
-    """The fields of a serialized `tf.train.Example`; a single value stands for itself.
-
-    Written out because records are large: protobuf copies every value twice, here bytes are views
-    of `data`. An Example is {1: {1: {1: name, 2: {1 bytes | 2 floats | 3 integers: {1: values}}}}}.
-
-    Raises:
-      ValueError: it is none.
-    """
-    record: dict[str, Any] = {}
-    try:
-        for _, features in _fields(memoryview(data)):
-            for _, entry in _fields(features):
-                parts = dict(_fields(entry))
-                ((kind, values),) = _fields(parts[2]) or [(0, memoryview(b""))]
-                found = _values(kind, values)
-                record[bytes(parts[1]).decode()] = found[0] if len(found) == 1 else found
-    except (IndexError, KeyError, struct.error) as error:
-        raise ValueError(f"no tf.train.Example ({type(error).__name__})") from error
-    return record
-
-
-def _values(kind: int, data: memoryview) -> list[Any]:
-    if kind == 1:
-        return [value for _, value in _fields(data)]
-    (packed,) = [value for _, value in _fields(data)] or [memoryview(b"")]
-    if kind == 2:
-        return [value for (value,) in struct.iter_unpack("<f", packed)]
-    numbers, at = [], 0
-    while at < len(packed):
-        number, at = _varint(packed, at)
-        numbers.append(number - (number >> 63 << 64))  # two's complement
-    return numbers
-
-
-def _fields(data: memoryview) -> list[tuple[int, memoryview]]:
-    """(number, value) of a message whose fields all have a length."""
-    found, at = [], 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        if tag & 7 != 2:
-            raise ValueError(f"no tf.train.Example (wire type {tag & 7})")
-        length, at = _varint(data, at)
-        if at + length > len(data):
-            raise ValueError("no tf.train.Example (cut short)")
-        found.append((tag >> 3, data[at : at + length]))
-        at += length
-    return found
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = data[at]
-        number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return number, at
-
-
-# ---- Fingerprints ------------------------------------------------------------------------------
+        return {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in record.items()
+        }

@@ -29,6 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nova_jax.autoencoders.interface import Array
+from nova_jax.config import from_dict
 from nova_jax.data import records
 from nova_jax.data.fingerprints import same_probe
 from nova_jax.data.records import Bucket, Metadata, Shard, ShardWriter
@@ -457,7 +458,7 @@ def _finish(out: Path, encoders: Encoders | None, skipped: Sequence[Skip]) -> Me
             unnumbered = parts / file["file"]
             if unnumbered.exists():
                 unnumbered.replace(out / records.shard_name(numbers[file["file"]]))
-        of_file = [records.from_json(Bucket, file["bucket"]) for file in files]
+        of_file = [from_dict(Bucket, file["bucket"], "bucket") for file in files]
         buckets = sorted(set(of_file))
         shards = [
             Shard(
