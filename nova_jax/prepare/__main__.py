@@ -34,7 +34,8 @@ from nova_jax.prepare.foreign import (
 )
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.preparation import REPORT, PrepareConfig, parse_shard, prepare
+from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
 
 INPUT = flags.DEFINE_string(
     "input",

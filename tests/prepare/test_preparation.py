@@ -15,10 +15,10 @@ from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.data.records import Records
 from nova_jax.errors import NovaError
-from nova_jax.prepare import preparation
 from nova_jax.prepare.clips import ClipConfig, read_clips
 from nova_jax.prepare.encoders import Encoders
 from nova_jax.prepare.manifest import read_manifest
+from nova_jax.prepare.parts import Part
 from nova_jax.prepare.preparation import PrepareConfig, Report, parse_shard, prepare
 
 RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
@@ -121,7 +121,7 @@ def test_what_a_killed_run_had_begun_is_done_again(source, tmp_path, monkeypatch
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation._Part, "close", killed)
+        patch.setattr(Part, "close", killed)
         with pytest.raises(MemoryError):
             run(source, tmp_path)
     assert run(source, tmp_path).clips == 7
