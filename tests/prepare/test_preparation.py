@@ -212,6 +212,21 @@ def test_moments_and_features_are_those_of_the_frozen_parts(source, latents):
             )
 
 
+def test_clips_whose_latents_are_not_finite_are_skipped(source, latents, tmp_path):
+    _, encoders, *_ = latents
+
+    def read(item, config):
+        moments = np.zeros((1, 4, 6, encoders.encoding.moments), np.float16)
+        moments[0, 1, 2, 3] = np.nan if item.name == "p1.png" else 1
+        clip = read_clips(item, config)[0]
+        return [dataclasses.replace(clip, moments=moments)]
+
+    items = [item for item in read_manifest(source)[0] if item.is_picture]
+    report = prepare(items, [], tmp_path, LANDSCAPE, encoders, read=read)
+    assert report.skipped == [("p1.png", "its latents or text features are not finite")]
+    assert [record["source"] for record in contents(tmp_path)] == ["p0.png", "p2.png"]
+
+
 def test_other_encoders_are_refused(source, latents):
     out, encoders, (codec, text_encoder), _ = latents
     other = load_autoencoder(RELEASED.parent / "vae_opensora")
