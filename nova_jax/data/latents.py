@@ -41,7 +41,7 @@ class SourceConfig:
     """One prepared directory.
 
     Attributes:
-      path: of the directory.
+      path: where the directory is.
       weight: how often each of its records is seen, compared with those of other sources.
     """
 
@@ -55,17 +55,18 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
-    """Records that `nova_jax.prepare` wrote.
+    """Training on records of latents that `nova_jax.prepare` wrote.
 
     Attributes:
       type: "latents".
-      sources: where they are.
-      sizes: which clips to train on: of all sizes, whose aspects may differ, or of the model's
-        own alone.
-      latent_frames: of the clips that evaluation is on; by default the model's base number.
+      sources: the prepared directories.
+      sizes: "all" trains on clips of all sizes, whose aspects may differ; "model" on those of the
+        model's own size alone.
+      latent_frames: length of the clips that evaluation looks at; by default the model's base
+        number of frames.
       held_out: the last so many records of that length and the model's size are for evaluation
-        alone. With 0 it looks at records of training.
-      fps: what samples are drawn with, and generation unless told otherwise.
+        alone. With 0, evaluation looks at records of training.
+      fps: frames per second that samples are drawn with, and that generation uses by default.
     """
 
     type: Literal["latents"] = "latents"
@@ -90,7 +91,7 @@ class Pool:
 
     Attributes:
       sources: the directories.
-      indices: of the records that each contributes.
+      indices: for each directory, indices of the records that it contributes.
     """
 
     sources: tuple[Records, ...]
@@ -100,7 +101,11 @@ class Pool:
         return sum(map(len, self.indices))
 
     def read(self, places: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Records at places 0 to len(self) - 1; each says the number of its source."""
+        """Reads the records at some places, from 0 to len(self) - 1.
+
+        Returns:
+          What `Records.read` gives, and "encoding", the `Encoding` of the record's directory.
+        """
         places = np.asarray(places)
         starts = np.cumsum([0, *map(len, self.indices)])
         which = np.searchsorted(starts, places, side="right") - 1
@@ -122,11 +127,11 @@ class MakeBatch:
 
     Attributes:
       pool: the records.
-      model: what the batch is for.
-      config: probabilities.
-      seed: of everything drawn; None draws nothing: the mean of the moments, the long caption,
-        nothing dropped.
-      picture_fps: what the model is told of pictures.
+      model: the model that the batch is for.
+      config: the probabilities of what is drawn.
+      seed: seed of everything drawn. None draws nothing: latents are the mean of the moments,
+        captions are the long ones, and nothing is dropped.
+      picture_fps: frames per second that the model is told of pictures.
       keep_captions: see `nova_jax.training.datasets.build_dataset`.
     """
 
@@ -141,7 +146,8 @@ class MakeBatch:
         """Returns a batch, see `nova_jax.data.batch`.
 
         Args:
-          numbers_and_places: of B samples in the stream, and of their records in the pool.
+          numbers_and_places: the numbers of B samples in the stream, and the places of their
+            records in the pool.
         """
         numbers, places = numbers_and_places
         records = self.pool.read(places)
@@ -175,7 +181,7 @@ class MakeBatch:
         return batch
 
     def _choices(self, rng: np.random.Generator | None) -> tuple[bool, bool, bool]:
-        """Whether to take the short caption, to drop the caption, and to drop the motion score."""
+        """Says whether to take the short caption, drop the caption, and drop the motion score."""
         if rng is None:
             return False, False, False
         config = self.config
@@ -188,10 +194,16 @@ class MakeBatch:
 
 
 def sample_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
-    """Latents of a record as the transformer sees them, float32 [T, h, w, C].
+    """Samples the latents of a record, as the transformer sees them.
 
-    z = mean + exp(½ · clip(logvar, -30, 20)) · noise, then (z - shift) · scale; without a generator
-    the mean.
+    z = mean + exp(½ · clip(logvar, -30, 20)) · noise, and then (z - shift) · scale.
+
+    Args:
+      record: what `Pool.read` gives.
+      rng: draws the noise; None takes the mean.
+
+    Returns:
+      float32 [T, h, w, C].
     """
     encoding: Encoding = record["encoding"]
     channels, moments = encoding.channels, record["moments"]
@@ -212,9 +224,10 @@ class LatentsDataset:
     """A `nova_jax.data.pipeline.Dataset` of prepared records.
 
     Args:
-      config: where they are.
-      model: what they are for; records of sizes that do not fit are left out, with a warning.
-      codec, text_encoder: of the run, if it has them: they must be those of the records.
+      config: says where the records are.
+      model: the model that they are for; records of sizes that do not fit it are left out, with a
+        warning.
+      codec, text_encoder: those of the run, if it has them; the records must be of the same.
       keep_captions: see `nova_jax.training.datasets.build_dataset`.
 
     Raises:

@@ -43,12 +43,12 @@ Kind = Literal["latents", "raw"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class Bucket:
-    """Records of one shape.
+    """The shape of some of the records.
 
     Attributes:
       frames: F; 1 for pictures.
       size: (H, W).
-      latent: (T, h, w); (F, H, W) of raw records.
+      latent: (T, h, w); for records of pixels (F, H, W).
     """
 
     frames: int
@@ -57,7 +57,7 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Such as 33x480x768."""
+        """Frames, height and width, such as 33x480x768."""
         return "x".join(map(str, (self.frames, *self.size)))
 
 
@@ -67,9 +67,9 @@ class Shard:
 
     Attributes:
       file: its name.
-      bucket: index of its bucket.
-      records: how many.
-      bytes, crc32: of the whole file.
+      bucket: index of the bucket that its records are of.
+      records: how many records it holds.
+      bytes, crc32: size and checksum of the whole file.
     """
 
     file: str
@@ -86,11 +86,12 @@ class Encoding:
     Attributes:
       source: directory or id that the autoencoder and the text encoder came from.
       channels: C.
-      moments: channels of the moments: 2C, means then log-variances, or C means alone.
-      scale, shift: (z - shift) · scale is what the transformer sees, one a channel.
-      codec_probe, text_probe: what the two make of fixed inputs, see `probe_codec`.
+      moments: number of channels of the moments: 2C, means and then log-variances, or C means.
+      scale, shift: C numbers each; the transformer sees (z - shift) · scale.
+      codec_probe, text_probe: what the two make of fixed inputs, see
+        `nova_jax.data.fingerprints.probe_codec`.
       text_dim: d.
-      text_length: rows that features are cut at.
+      text_length: number of rows that text features are cut at.
     """
 
     source: str
@@ -106,14 +107,17 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """metadata.json.
+    """What metadata.json says of a prepared directory.
 
     Attributes:
       kind: "latents", or "raw" for pixels.
-      buckets: the shapes there are.
+      buckets: the shapes that there are.
       shards: the files, in the order of their records.
-      encoding: None for raw records.
+      encoding: how clips were encoded; None for pixels.
       skipped: number of inputs that could not be used, by reason.
+
+    Raises:
+      NovaError: the parts do not fit together.
     """
 
     kind: Kind
@@ -130,7 +134,7 @@ class Metadata:
             raise NovaError(f"metadata.kind is {self.kind!r}, which does not fit its encoding")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns plain values, ready for JSON, that `read_metadata` reads back."""
         total = sum(shard.records for shard in self.shards)
         return {"format": FORMAT, "version": VERSION, "records": total, **dataclasses.asdict(self)}
 
@@ -170,7 +174,11 @@ def read_metadata(directory: Path) -> Metadata:
 
 @functools.cache
 def features(encoding: Encoding | None) -> Any:
-    """The fields of a record, as tensorflow-datasets describes them; raw ones without encoding."""
+    """Returns the fields of a record, as tensorflow-datasets writes and reads them.
+
+    Args:
+      encoding: how clips are encoded; None for pixels.
+    """
     import tensorflow_datasets as tfds  # takes a second
 
     tensor = functools.partial(tfds.features.Tensor, encoding="bytes")
@@ -202,8 +210,8 @@ class ShardWriter:
     """Writes one shard. What it holds is complete once `close` has returned.
 
     Args:
-      path: of the file, replaced if it is there.
-      encoding: of the records; None for raw ones.
+      path: where the file is written; one that is there is replaced.
+      encoding: how the records are encoded; None for pixels.
     """
 
     def __init__(self, path: Path, encoding: Encoding | None) -> None:
@@ -214,7 +222,7 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(path), f"group_size:1,{packing}")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a record: a value for each of `features`."""
+        """Adds a record, which has a value for each of `features`."""
         self._writer.write(self._serialize(dict(record)))
         self.records += 1
 
@@ -312,7 +320,7 @@ class Records:
         return int(self._starts[-1])
 
     def of_bucket(self, bucket: int) -> np.ndarray:
-        """Indices of the records of a bucket, in order."""
+        """Returns the indices of the records of a bucket, given by its own index, in order."""
         parts = [
             np.arange(start, start + shard.records)
             for start, shard in zip(self._starts, self.metadata.shards, strict=False)

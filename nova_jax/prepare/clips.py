@@ -137,15 +137,19 @@ def read_clips(item: Item, config: ClipConfig) -> list[Clip]:
 
 
 def nearest_size(size: tuple[int, int], sizes: Sizes) -> tuple[int, int]:
-    """The one of `sizes` whose aspect, on a logarithmic scale, is nearest to that of `size`."""
+    """Returns the one of `sizes` whose aspect is nearest to that of `size`, by its logarithm."""
     aspect = math.log(size[1] / size[0])
     return min(sizes, key=lambda s: (abs(math.log(s[1] / s[0]) - aspect), -s[0] * s[1]))
 
 
 def perceptual_hash(picture: np.ndarray) -> int:
-    """64 bits that stay the same, nearly, when a picture is scaled, compressed or made lighter.
+    """Returns 64 bits that nearly stay when a picture is scaled, compressed or made lighter.
 
-    The signs, against their median, of the 8 x 8 lowest frequencies of its cosine transform.
+    A bit says whether one of the 8 x 8 lowest frequencies of the picture's cosine transform is
+    above their median (Zauner, 2010).
+
+    Args:
+      picture: uint8 [H, W, 3].
     """
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (4 * _PERCEPTUAL,) * 2, interpolation=cv2.INTER_AREA)
@@ -162,7 +166,8 @@ class Frame(Protocol):
         """uint8 [36, 64, 3], BGR, for `find_shots`."""
 
     def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
-        """It fills the nearest of `sizes`, cropped about its center; and its own size, upright."""
+        """Returns it scaled to fill the nearest of `sizes` and cropped about its center, uint8
+        [H, W, 3], and its own size, upright."""
 
 
 class ArrayFrame:
@@ -212,7 +217,7 @@ class _VideoFrame:
 
 
 def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
-    """A clip of one frame out of a picture, uint8 [H, W, 3]."""
+    """Makes a clip of one frame of a picture, uint8 [H, W, 3]."""
     frame, size = ArrayFrame(pixels, 0.0).fitted(config.sizes)
     return Clip(
         frames=frame[None],
@@ -228,7 +233,7 @@ def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
 
 
 def cut_clips(frames: Iterable[Frame], item: Item, config: ClipConfig) -> Iterator[Clip]:
-    """The clips of a video, in order; they do not overlap and cross no cut.
+    """Gives the clips of a video, in order; they do not overlap, and cross no cut.
 
     Raises:
       Unusable: there is none.

@@ -37,12 +37,12 @@ class PrepareConfig:
 
     Attributes:
       clips: which clips are taken.
-      tfds: which fields are what, if the input is of tensorflow-datasets.
-      text_length: rows that text features are cut at; the model's.
-      batch_size: clips that are encoded together on each device.
-      threads: decoding; None for one a core.
-      rows_per_part: rows of the manifest that go into a file of each bucket.
-      dtype: type of the encoders' parameters and computation.
+      tfds: which fields mean what, if the input is a dataset of tensorflow-datasets.
+      text_length: number of rows that text features are cut at, which is the model's.
+      batch_size: number of clips that are encoded together on each device.
+      threads: number of threads that decode; None for one a core.
+      rows_per_part: number of rows of the manifest that make a part, with a file of each bucket.
+      dtype: type of the encoders' parameters and of their computation.
     """
 
     clips: ClipConfig = ClipConfig()
@@ -65,12 +65,14 @@ class Report:
     """What a run of `prepare` did.
 
     Attributes:
-      rows: looked at in this run.
-      clips: written in this run.
-      seconds: of this run; `waited_for_clips` on decoding, `waited_for_encoders` on the device.
+      rows: number of rows that this run looked at.
+      clips: number of clips that it wrote.
+      seconds: how long it took.
+      waited_for_clips, waited_for_encoders: seconds of it that were spent in waiting for threads
+        that decode, and for the device.
       skipped: inputs of all runs that could not be used: (where, why).
-      left: rows that are still to be done, here or by other processes.
-      metadata: of the whole, once nothing is left.
+      left: number of rows that are still to be done, here or by other processes.
+      metadata: what describes the whole, once nothing is left.
     """
 
     rows: int
@@ -115,7 +117,7 @@ class Report:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n".
+    """Returns (i, n) of "i/n".
 
     Raises:
         NovaError: it is none.
@@ -143,14 +145,14 @@ def prepare(
     Args:
       items: the rows, the same in all processes.
       skips: inputs that are no rows, for the report.
-      out: where to; a directory that was begun is gone on with.
-      config: how.
+      out: the directory to write to; one that was begun is gone on with.
+      config: which clips are taken, and how they are batched.
       encoders: what encodes clips and captions; None keeps pixels and words.
       read: makes clips of a row.
-      shard: (i, n): take every n-th of the rows, from i.
+      shard: (i, n) takes every n-th of the rows, from i.
       strict: stop at the first input that cannot be used.
-      stopping: asked after every row, with how many are done; if so, the part is finished as it
-        stands.
+      stopping: is asked after every row, with the number that are done, whether to stop; the part
+        is then finished as it stands.
 
     Raises:
       NovaError: `out` is of another config or other encoders, or an input is unusable and `strict`.
