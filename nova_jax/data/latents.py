@@ -16,16 +16,17 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
 import numpy as np
+from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.data.batch import Batch, zero_batch
 from nova_jax.data.fingerprints import probe_codec, probe_text, same_probe
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, iterate, share_of
 from nova_jax.data.records import Bucket, Encoding, Records
-from nova_jax.data.transforms import Batch
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.text.interface import TextEncoder
@@ -40,7 +41,7 @@ class SourceConfig:
     """One prepared directory.
 
     Attributes:
-      path: of the directory.
+      path: where the directory is.
       weight: how often each of its records is seen, compared with those of other sources.
     """
 
@@ -54,17 +55,18 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentsConfig:
-    """Records that `nova_jax.prepare` wrote.
+    """Training on records of latents that `nova_jax.prepare` wrote.
 
     Attributes:
       type: "latents".
-      sources: where they are.
-      sizes: which clips to train on: of all sizes, whose aspects may differ, or of the model's
-        own alone.
-      latent_frames: of the clips that evaluation is on; by default the model's base number.
+      sources: the prepared directories.
+      sizes: "all" trains on clips of all sizes, whose aspects may differ; "model" on those of the
+        model's own size alone.
+      latent_frames: length of the clips that evaluation looks at; by default the model's base
+        number of frames.
       held_out: the last so many records of that length and the model's size are for evaluation
-        alone. With 0 it looks at records of training.
-      fps: what samples are drawn with, and generation unless told otherwise.
+        alone. With 0, evaluation looks at records of training.
+      fps: frames per second that samples are drawn with, and that generation uses by default.
     """
 
     type: Literal["latents"] = "latents"
@@ -73,6 +75,8 @@ class LatentsConfig:
     latent_frames: int | None = None
     held_out: int = 64
     fps: float = 12.0
+    #: Of text features in batches; as on disk, and half the way to the device.
+    text_dtype: ClassVar[DTypeLike] = np.float16
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -87,7 +91,7 @@ class Pool:
 
     Attributes:
       sources: the directories.
-      indices: of the records that each contributes.
+      indices: for each directory, indices of the records that it contributes.
     """
 
     sources: tuple[Records, ...]
@@ -97,7 +101,11 @@ class Pool:
         return sum(map(len, self.indices))
 
     def read(self, places: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Records at places 0 to len(self) - 1; each says the number of its source."""
+        """Reads the records at some places, from 0 to len(self) - 1.
+
+        Returns:
+          What `Records.read` gives, and "encoding", the `Encoding` of the record's directory.
+        """
         places = np.asarray(places)
         starts = np.cumsum([0, *map(len, self.indices)])
         which = np.searchsorted(starts, places, side="right") - 1
@@ -119,11 +127,11 @@ class MakeBatch:
 
     Attributes:
       pool: the records.
-      model: what the batch is for.
-      config: probabilities.
-      seed: of everything drawn; None draws nothing: the mean of the moments, the long caption,
-        nothing dropped.
-      picture_fps: what the model is told of pictures.
+      model: the model that the batch is for.
+      config: the probabilities of what is drawn.
+      seed: seed of everything drawn. None draws nothing: latents are the mean of the moments,
+        captions are the long ones, and nothing is dropped.
+      picture_fps: frames per second that the model is told of pictures.
       keep_captions: see `nova_jax.training.datasets.build_dataset`.
     """
 
@@ -135,33 +143,27 @@ class MakeBatch:
     keep_captions: bool
 
     def __call__(self, numbers_and_places: tuple[np.ndarray, np.ndarray]) -> Batch:
-        """Returns what `nova_jax.data.pipeline.Dataset` calls a batch; text is float16.
+        """Returns a batch, see `nova_jax.data.batch`.
 
         Args:
-          numbers_and_places: of B samples in the stream, and of their records in the pool.
+          numbers_and_places: the numbers of B samples in the stream, and the places of their
+            records in the pool.
         """
         numbers, places = numbers_and_places
         records = self.pool.read(places)
-        model, (frames, height, width) = self.model, records[0]["moments"].shape[:3]
-        length = model.text_length or 0
-        batch: Batch = {
-            "latents": np.empty(
-                (len(records), frames, height, width, model.latent_channels), np.float32
-            ),
-            "flow": np.empty(len(records), np.float32),
-            "fps": np.empty(len(records), np.float32),
-        }
-        if model.text_dim is None:
-            batch["label"] = np.empty(len(records), np.int32)
-        else:
-            # float16 as on disk: half the way to the device.
-            batch["text"] = np.zeros((len(records), length, model.text_dim), np.float16)
-            batch["text_length"] = np.zeros(len(records), np.int32)
+        model, (frames, *latent_size) = self.model, records[0]["moments"].shape[:3]
+        batch = zero_batch(
+            model,
+            size=len(records),
+            frames=frames,
+            latent_size=tuple(latent_size),
+            text_dtype=LatentsConfig.text_dtype,
+        )
         captions, drops = [], []
         for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
             rng = None if self.seed is None else np.random.default_rng([self.seed, int(number)])
             short, dropped, any_flow = self._choices(rng)
-            batch["latents"][i] = draw_latents(record, rng)
+            batch["latents"][i] = sample_latents(record, rng)
             batch["flow"][i] = self.config.default_flow if any_flow else record["flow"]
             batch["fps"][i] = record["fps"] if frames > 1 else self.picture_fps
             # A record without a short caption has only the long one.
@@ -169,7 +171,7 @@ class MakeBatch:
             if model.text_dim is None:
                 batch["label"][i] = model.num_classes if dropped else record["label"]
             elif not dropped:
-                rows = record[f"{form}text"][:length]
+                rows = record[f"{form}text"][: model.text_length]
                 batch["text"][i, : len(rows)] = rows
                 batch["text_length"][i] = len(rows)
             captions.append(record[f"{form}caption"])
@@ -179,7 +181,7 @@ class MakeBatch:
         return batch
 
     def _choices(self, rng: np.random.Generator | None) -> tuple[bool, bool, bool]:
-        """Whether to take the short caption, to drop the caption, and to drop the motion score."""
+        """Says whether to take the short caption, drop the caption, and drop the motion score."""
         if rng is None:
             return False, False, False
         config = self.config
@@ -191,11 +193,17 @@ class MakeBatch:
         return bool(short), bool(dropped), bool(any_flow)
 
 
-def draw_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
-    """Latents of a record as the transformer sees them, float32 [T, h, w, C].
+def sample_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
+    """Samples the latents of a record, as the transformer sees them.
 
-    z = mean + exp(½ · clip(logvar, -30, 20)) · noise, then (z - shift) · scale; without a generator
-    the mean.
+    z = mean + exp(½ · clip(logvar, -30, 20)) · noise, and then (z - shift) · scale.
+
+    Args:
+      record: what `Pool.read` gives.
+      rng: draws the noise; None takes the mean.
+
+    Returns:
+      float32 [T, h, w, C].
     """
     encoding: Encoding = record["encoding"]
     channels, moments = encoding.channels, record["moments"]
@@ -216,9 +224,10 @@ class LatentsDataset:
     """A `nova_jax.data.pipeline.Dataset` of prepared records.
 
     Args:
-      config: where they are.
-      model: what they are for; records of sizes that do not fit are left out, with a warning.
-      codec, text_encoder: of the run, if it has them: they must be those of the records.
+      config: says where the records are.
+      model: the model that they are for; records of sizes that do not fit it are left out, with a
+        warning.
+      codec, text_encoder: those of the run, if it has them; the records must be of the same.
       keep_captions: see `nova_jax.training.datasets.build_dataset`.
 
     Raises:

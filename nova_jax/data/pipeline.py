@@ -24,10 +24,7 @@ EPOCHS = 1 << 24
 class Dataset(Protocol):
     """What a run trains on: batches for its model, however they come about.
 
-    A batch is what a training step takes, NumPy arrays of one process's share of the samples:
-    "latents" float32 [B, T, h, w, C] with T = 1 for pictures, "text" float32 or float16 [B, L, d]
-    and "text_length" int32 [B] (0 where the caption was dropped) or "label" int32 [B], and "flow"
-    and "fps" float32 [B].
+    A batch, see `nova_jax.data.batch`, holds NumPy arrays of one process's share of the samples.
     """
 
     def requirements(self) -> Mapping[str, tuple[Any, str]]:
@@ -110,9 +107,6 @@ def make_iterator(
     process_count: int = 1,
 ) -> grain.DatasetIterator:
     """Returns an endless iterator of training batches, each the share of one process.
-
-    A batch is what `Encode` returns: latents [B, T, h, w, C] with T = 1 for pictures, text and
-    text_length, 0 where the caption was dropped, motion score (flow) and fps.
 
     `get_state()` and `set_state()` save and restore the position: the batches after it are the same
     to the bit, on any number of processes and workers. Process p of P takes the p-th of P equal

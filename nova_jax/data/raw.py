@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from nova_jax.data.records import Bucket, Records
 from nova_jax.errors import NovaError
@@ -32,6 +33,8 @@ class RawConfig:
     frames: int = 1
     held_out: int = 64
     fps: float = 12.0
+    #: Of text features in batches, see `nova_jax.data.batch`.
+    text_dtype: ClassVar[DTypeLike] = np.float32
 
 
 class RawSource:

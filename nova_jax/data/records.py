@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import json
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,26 +24,31 @@ from typing import Any, Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 
+from nova_jax.config import from_dict
 from nova_jax.errors import NovaError
 from nova_jax.files import crc32, write_whole
 
 FORMAT, VERSION = "nova_jax.records", 1
 METADATA = "metadata.json"
+_SUMMARY = ("format", "version", "records")  # what metadata.json says besides `Metadata`
 NAME, SPLIT = "nova", "train"  # of the dataset and its only split, for tensorflow-datasets
 _OPEN_SHARDS = 256  # of a reader at a time
+# What ArrayRecord and tensorflow-datasets raise where bytes are not what they should be.
+_DAMAGE = (DecodeError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
 
 Kind = Literal["latents", "raw"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class Bucket:
-    """Records of one shape.
+    """The shape of some of the records.
 
     Attributes:
       frames: F; 1 for pictures.
       size: (H, W).
-      latent: (T, h, w); (F, H, W) of raw records.
+      latent: (T, h, w); for records of pixels (F, H, W).
     """
 
     frames: int
@@ -53,7 +57,7 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Such as 33x480x768."""
+        """Frames, height and width, such as 33x480x768."""
         return "x".join(map(str, (self.frames, *self.size)))
 
 
@@ -63,9 +67,9 @@ class Shard:
 
     Attributes:
       file: its name.
-      bucket: index of its bucket.
-      records: how many.
-      bytes, crc32: of the whole file.
+      bucket: index of the bucket that its records are of.
+      records: how many records it holds.
+      bytes, crc32: size and checksum of the whole file.
     """
 
     file: str
@@ -82,11 +86,12 @@ class Encoding:
     Attributes:
       source: directory or id that the autoencoder and the text encoder came from.
       channels: C.
-      moments: channels of the moments: 2C, means then log-variances, or C means alone.
-      scale, shift: (z - shift) · scale is what the transformer sees, one a channel.
-      codec_probe, text_probe: what the two make of fixed inputs, see `probe_codec`.
+      moments: number of channels of the moments: 2C, means and then log-variances, or C means.
+      scale, shift: C numbers each; the transformer sees (z - shift) · scale.
+      codec_probe, text_probe: what the two make of fixed inputs, see
+        `nova_jax.data.fingerprints.probe_codec`.
       text_dim: d.
-      text_length: rows that features are cut at.
+      text_length: number of rows that text features are cut at.
     """
 
     source: str
@@ -102,14 +107,17 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """metadata.json.
+    """What metadata.json says of a prepared directory.
 
     Attributes:
       kind: "latents", or "raw" for pixels.
-      buckets: the shapes there are.
+      buckets: the shapes that there are.
       shards: the files, in the order of their records.
-      encoding: None for raw records.
+      encoding: how clips were encoded; None for pixels.
       skipped: number of inputs that could not be used, by reason.
+
+    Raises:
+      NovaError: the parts do not fit together.
     """
 
     kind: Kind
@@ -118,15 +126,17 @@ class Metadata:
     encoding: Encoding | None
     skipped: Mapping[str, int]
 
+    def __post_init__(self) -> None:
+        for shard in self.shards:
+            if not 0 <= shard.bucket < len(self.buckets) or Path(shard.file).name != shard.file:
+                raise NovaError(f"metadata.shards has an impossible {shard.file!r}")
+        if (self.kind == "raw") != (self.encoding is None):
+            raise NovaError(f"metadata.kind is {self.kind!r}, which does not fit its encoding")
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Returns plain values, ready for JSON, that `read_metadata` reads back."""
         total = sum(shard.records for shard in self.shards)
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "records": total,
-            **dataclasses.asdict(self),
-        }
+        return {"format": FORMAT, "version": VERSION, "records": total, **dataclasses.asdict(self)}
 
 
 def read_metadata(directory: Path) -> Metadata:
@@ -151,32 +161,12 @@ def read_metadata(directory: Path) -> Metadata:
             f"{path} has schema version {values.get('version')}, this nova_jax reads {VERSION}; "
             "prepare the data again, or install the version that wrote it"
         )
+    fields = {name: value for name, value in values.items() if name not in _SUMMARY}
     try:
-        encoding = values["encoding"]
-        metadata = Metadata(
-            kind=values["kind"],
-            buckets=tuple(from_json(Bucket, bucket) for bucket in values["buckets"]),
-            shards=tuple(from_json(Shard, shard) for shard in values["shards"]),
-            encoding=None if encoding is None else from_json(Encoding, encoding),
-            skipped=dict(values["skipped"]),
-        )
-        if metadata.kind not in ("latents", "raw") or (metadata.kind == "raw") != (
-            encoding is None
-        ):
-            raise ValueError("kind")
-        if any(not 0 <= shard.bucket < len(metadata.buckets) for shard in metadata.shards):
-            raise ValueError("bucket")
-        if any(Path(shard.file).name != shard.file for shard in metadata.shards):
-            raise ValueError("file")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise NovaError(f"{path} is damaged ({error}); restore it from a copy") from error
-    return metadata
-
-
-def from_json(kind: type, values: Mapping[str, Any]) -> Any:
-    """A `Bucket`, `Shard` or `Encoding` of its plain values, whose lists are tuples."""
-    lists = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return kind(**lists)
+        return from_dict(Metadata, fields, "metadata")
+    except NovaError as error:
+        reason = str(error).partition(";")[0]
+        raise NovaError(f"{path} is damaged ({reason}); restore it from a copy") from error
 
 
 # ---- Writing -----------------------------------------------------------------------------------
@@ -184,7 +174,11 @@ def from_json(kind: type, values: Mapping[str, Any]) -> Any:
 
 @functools.cache
 def features(encoding: Encoding | None) -> Any:
-    """The fields of a record, as tensorflow-datasets describes them; raw ones without encoding."""
+    """Returns the fields of a record, as tensorflow-datasets writes and reads them.
+
+    Args:
+      encoding: how clips are encoded; None for pixels.
+    """
     import tensorflow_datasets as tfds  # takes a second
 
     tensor = functools.partial(tfds.features.Tensor, encoding="bytes")
@@ -216,8 +210,8 @@ class ShardWriter:
     """Writes one shard. What it holds is complete once `close` has returned.
 
     Args:
-      path: of the file, replaced if it is there.
-      encoding: of the records; None for raw ones.
+      path: where the file is written; one that is there is replaced.
+      encoding: how the records are encoded; None for pixels.
     """
 
     def __init__(self, path: Path, encoding: Encoding | None) -> None:
@@ -228,7 +222,7 @@ class ShardWriter:
         self._writer = ArrayRecordWriter(str(path), f"group_size:1,{packing}")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds a record: a value for each of `features`."""
+        """Adds a record, which has a value for each of `features`."""
         self._writer.write(self._serialize(dict(record)))
         self.records += 1
 
@@ -314,6 +308,7 @@ class Records:
                     f"{path} has {path.stat().st_size} bytes, {METADATA} says {shard.bytes}: cut "
                     "short or changed; restore it from a copy, or prepare again"
                 )
+        self._features = features(self.metadata.encoding)
         self._starts = np.cumsum([0, *(shard.records for shard in self.metadata.shards)])
         self._readers: OrderedDict[int, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
@@ -325,7 +320,7 @@ class Records:
         return int(self._starts[-1])
 
     def of_bucket(self, bucket: int) -> np.ndarray:
-        """Indices of the records of a bucket, in order."""
+        """Returns the indices of the records of a bucket, given by its own index, in order."""
         parts = [
             np.arange(start, start + shard.records)
             for start, shard in zip(self._starts, self.metadata.shards, strict=False)
@@ -334,7 +329,7 @@ class Records:
         return np.concatenate(parts) if parts else np.arange(0)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """Reads records: arrays that are views of what was read, strings, numbers.
+        """Reads records: arrays that cannot be written to, strings, numbers.
 
         Raises:
           NovaError: naming the shard that is damaged.
@@ -351,7 +346,7 @@ class Records:
                 raw = self._reader(int(number)).read(positions)
                 for place, data in zip(places, raw, strict=True):
                     found[place] = self._parse(data, self.metadata.buckets[shard.bucket])
-            except (RuntimeError, ValueError, IndexError, KeyError) as error:
+            except _DAMAGE as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise NovaError(
                     f"{path} is damaged ({reason}); restore it from a copy, or prepare again"
@@ -387,90 +382,15 @@ class Records:
             return reader
 
     def _parse(self, data: bytes, bucket: Bucket) -> dict[str, Any]:
-        record = parse_example(data)
+        record = self._features.deserialize_example_np(data)
+        if missing := [name for name, value in record.items() if value is None]:
+            raise ValueError(f"a record without {', '.join(missing)}")
         encoding = self.metadata.encoding
-        if encoding is None:
-            record["frames"] = _array(record, "frames", np.uint8, 3)
-            shape = record["frames"].shape
-        else:
-            record["moments"] = _array(record, "moments", np.float16, encoding.moments)
-            for name in ("text", "short_text"):
-                rows = np.frombuffer(record[name], np.float16)
-                record[name] = rows.reshape(-1, encoding.text_dim)
-            shape = record["moments"].shape
-        if shape[:3] != tuple(bucket.latent):
+        channels = 3 if encoding is None else encoding.moments
+        shape = record["frames" if encoding is None else "moments"].shape
+        if shape != (*bucket.latent, channels):
             raise ValueError(f"a record of shape {shape} in bucket {bucket.name}")
-        for name in ("caption", "short_caption", "source"):
-            record[name] = bytes(record[name]).decode()
-        return record
-
-
-def _array(record: dict[str, Any], name: str, dtype: type, channels: int) -> np.ndarray:
-    shape = tuple(int(side) for side in record.pop(f"{name}/shape"))
-    if len(shape) != 4 or shape[3] != channels:
-        raise ValueError(f"{name} of shape {shape}")
-    return np.frombuffer(record.pop(f"{name}/value"), dtype).reshape(shape)
-
-
-def parse_example(data: bytes) -> dict[str, Any]:
-    """The fields of a serialized `tf.train.Example`; a single value stands for itself.
-
-    Written out because records are large: protobuf copies every value twice, here bytes are views
-    of `data`. An Example is {1: {1: {1: name, 2: {1 bytes | 2 floats | 3 integers: {1: values}}}}}.
-
-    Raises:
-      ValueError: it is none.
-    """
-    record: dict[str, Any] = {}
-    try:
-        for _, features in _fields(memoryview(data)):
-            for _, entry in _fields(features):
-                parts = dict(_fields(entry))
-                ((kind, values),) = _fields(parts[2]) or [(0, memoryview(b""))]
-                found = _values(kind, values)
-                record[bytes(parts[1]).decode()] = found[0] if len(found) == 1 else found
-    except (IndexError, KeyError, struct.error) as error:
-        raise ValueError(f"no tf.train.Example ({type(error).__name__})") from error
-    return record
-
-
-def _values(kind: int, data: memoryview) -> list[Any]:
-    if kind == 1:
-        return [value for _, value in _fields(data)]
-    (packed,) = [value for _, value in _fields(data)] or [memoryview(b"")]
-    if kind == 2:
-        return [value for (value,) in struct.iter_unpack("<f", packed)]
-    numbers, at = [], 0
-    while at < len(packed):
-        number, at = _varint(packed, at)
-        numbers.append(number - (number >> 63 << 64))  # two's complement
-    return numbers
-
-
-def _fields(data: memoryview) -> list[tuple[int, memoryview]]:
-    """(number, value) of a message whose fields all have a length."""
-    found, at = [], 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        if tag & 7 != 2:
-            raise ValueError(f"no tf.train.Example (wire type {tag & 7})")
-        length, at = _varint(data, at)
-        if at + length > len(data):
-            raise ValueError("no tf.train.Example (cut short)")
-        found.append((tag >> 3, data[at : at + length]))
-        at += length
-    return found
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and where it ends."""
-    number = shift = 0
-    while True:
-        byte = data[at]
-        number |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return number, at
-
-
-# ---- Fingerprints ------------------------------------------------------------------------------
+        return {
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in record.items()
+        }

@@ -6,13 +6,14 @@ One batch of each kind is drawn at the start and given again and again.
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import grain
 import numpy as np
+from jax.typing import DTypeLike
 
+from nova_jax.data.batch import Batch, zero_batch
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, share_of
-from nova_jax.data.transforms import Batch
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 
@@ -32,6 +33,8 @@ class SyntheticConfig:
     latent_frames: int | None = None
     fps: float = 12.0
     seed: int = 0
+    #: Of text features in batches, see `nova_jax.data.batch`.
+    text_dtype: ClassVar[DTypeLike] = np.float32
 
     def __post_init__(self) -> None:
         if self.latent_frames is not None and self.latent_frames < 1:
@@ -78,22 +81,16 @@ class SyntheticDataset:
 
     def _draw(self, numbers: Sequence[int], frames: int) -> Batch:
         """Samples by number, so that a batch is the same however many processes share it."""
-        samples = [self._sample(number, frames) for number in numbers]
-        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-    def _sample(self, number: int, frames: int) -> Batch:
-        model, rng = self.model, np.random.default_rng([self.config.seed, frames, number])
-        sample = {
-            "latents": rng.standard_normal(
-                (frames, *model.latent_size, model.latent_channels), np.float32
-            ),
-            "flow": np.float32(rng.uniform(0, 10)),
-            "fps": np.float32(self.config.fps),
-        }
-        if model.num_classes is not None:
-            return sample | {"label": np.int32(rng.integers(model.num_classes))}
-        assert model.text_dim is not None and model.text_length is not None
-        return sample | {
-            "text": rng.standard_normal((model.text_length, model.text_dim), np.float32),
-            "text_length": np.int32(model.text_length),
-        }
+        model = self.model
+        batch = zero_batch(model, size=len(numbers), frames=frames)
+        batch["fps"][:] = self.config.fps
+        for index, number in enumerate(numbers):
+            rng = np.random.default_rng([self.config.seed, frames, number])
+            rng.standard_normal(dtype=np.float32, out=batch["latents"][index])
+            batch["flow"][index] = rng.uniform(0, 10)
+            if model.num_classes is None:
+                rng.standard_normal(dtype=np.float32, out=batch["text"][index])
+                batch["text_length"][index] = model.text_length
+            else:
+                batch["label"][index] = rng.integers(model.num_classes)
+        return batch

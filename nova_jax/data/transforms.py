@@ -1,20 +1,15 @@
-"""From clips as a source gives them to the arrays a training step takes.
-
-Letters in shapes:
-
-    B clips   F pixel frames   T latent frames   h, w, C latent   L text rows   d text width
-"""
+"""From clips as a source gives them to training batches."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_float
+from nova_jax.data.batch import Batch
 from nova_jax.text.interface import TextEncoder
-
-Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,17 +26,18 @@ class ChooseConditions:
     flow_dropout: float
     default_flow: float
 
-    def __call__(self, clips: Batch, draws: np.ndarray) -> Batch:
+    def __call__(self, clips: Mapping[str, Any], draws: np.ndarray) -> dict[str, Any]:
         """Replaces "caption" and "short_caption" by "caption" and "dropped" (bool [B]); "flow".
 
         Args:
-          clips: as a source gives them.
+          clips: as a `nova_jax.data.pipeline.ClipSource` gives them.
           draws: random numbers, uniform over [0, 1), [3, B].
         """
         shares = np.array([[self.short_fraction], [self.text_dropout], [self.flow_dropout]])
         short, dropped, any_flow = draws < shares
         forms = zip(clips["caption"], clips["short_caption"], short, strict=True)
-        return clips | {
+        return {
+            **clips,
             "caption": [brief if use else full for full, brief, use in forms],
             "dropped": dropped,
             "flow": np.where(any_flow, np.float32(self.default_flow), clips["flow"]),
@@ -52,8 +48,10 @@ class ChooseConditions:
 class Encode:
     """Pixels to latents and captions to text features.
 
-    With `keep_captions` the batch also has "caption" (list of B strings) and "dropped" (bool [B]),
-    for people to read: jitted functions do not take strings.
+    Attributes:
+      codec, text_encoder: what encodes them.
+      text_length: rows of text features in a batch; longer captions are cut.
+      keep_captions: see `nova_jax.training.datasets.build_dataset`.
     """
 
     codec: VideoCodec
@@ -61,14 +59,8 @@ class Encode:
     text_length: int
     keep_captions: bool = False
 
-    def __call__(self, clips: Batch) -> Batch:
-        """Returns a training batch of NumPy arrays.
-
-        Returns:
-          latents: float32 [B, T, h, w, C].
-          text: float32 [B, L, d]; text_length: int32 [B], 0 where the caption was dropped.
-          flow: float32 [B], motion score in pixels a frame; fps: float32 [B].
-        """
+    def __call__(self, clips: Mapping[str, Any]) -> Batch:
+        """Returns a batch, see `nova_jax.data.batch`, of what `ChooseConditions` gives."""
         dropped = clips.get("dropped", np.zeros(len(clips["caption"]), bool))
         shown = ["" if drop else text for text, drop in zip(clips["caption"], dropped, strict=True)]
         text, lengths = self.text_encoder.encode(shown, self.text_length)

@@ -14,9 +14,10 @@ continuous sizes come with it, and a whole batch is two matrix products.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from jax.typing import DTypeLike
 from sklearn.datasets import load_digits
 
 from nova_jax.data.motion import motion_score
@@ -74,6 +75,8 @@ class DigitsConfig:
     place_jitter: float = 0.1
     size_jitter: float = 0.08
     brightness_jitter: float = 0.15
+    #: Of text features in batches, see `nova_jax.data.batch`.
+    text_dtype: ClassVar[DTypeLike] = np.float32
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

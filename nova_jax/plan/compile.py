@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from nova_jax.data.batch import abstract_batch
 from nova_jax.distributed.mesh import (
     MeshConfig,
     SampleSpread,
@@ -48,7 +49,7 @@ from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from nova_jax.training.state import TrainState, abstract_state
-from nova_jax.training.step import TrainStep, abstract_batch, make_train_step
+from nova_jax.training.step import TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,14 @@ def abstract_training(
         seed=config.seed,
     )
     size, frames = batch_of(config)
-    return step, state, abstract_batch(config.model, mesh, size=size, frames=frames)
+    batch = abstract_batch(
+        config.model,
+        size=size,
+        frames=frames,
+        text_dtype=config.dataset.text_dtype,
+        sharding=batch_sharding(mesh),
+    )
+    return step, state, batch
 
 
 def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Plan:
@@ -191,7 +199,9 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
     params = place(shapes, replicated(mesh), dtype)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), samples))
     keys = place(keys, batch_sharding(mesh))
-    given: dict[str, Any] = abstract_batch(model, mesh, size=samples, frames=1)
+    given: dict[str, Any] = abstract_batch(
+        model, size=samples, frames=1, sharding=batch_sharding(mesh)
+    )
     unused = {"latents"} if model.is_video else {"latents", "flow", "fps"}
     conditions = Conditions(**{name: v for name, v in given.items() if name not in unused})
     schedule = schedule_from_dict(config.schedule)

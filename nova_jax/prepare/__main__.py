@@ -9,6 +9,7 @@ The same command goes on with a run that was stopped. Several processes share th
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -33,7 +34,8 @@ from nova_jax.prepare.foreign import (
 )
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.preparation import REPORT, PrepareConfig, parse_shard, prepare
+from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
 
 INPUT = flags.DEFINE_string(
     "input",
@@ -59,6 +61,7 @@ def main() -> None:
     if INSPECT.value:
         inspect(Path(INSPECT.value), CHECKPOINT.value)
         return
+    need_packages()
     for flag in (INPUT, OUT):
         if not flag.value:
             raise NovaError(f"--{flag.name} is missing; see --help")
@@ -89,6 +92,17 @@ def main() -> None:
     print(*report.lines(Path(OUT.value)), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
         raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
+
+
+def need_packages() -> None:
+    """Says at once what is not installed, before an hour of work.
+
+    Raises:
+      NovaError: the extra "prepare" of the package is missing, or a part of it.
+    """
+    for package in ("av", "pyarrow", "scenedetect"):
+        if importlib.util.find_spec(package) is None:
+            raise NovaError(f"preparing data needs {package}: pip install 'nova_jax[prepare]'")
 
 
 def inspect(directory: Path, checkpoint: str | None) -> None:

@@ -4,20 +4,21 @@ Letters in shapes:
 
     F frames of a clip   H, W its pixels
 
-A video is decoded once, from the start, and no further than the clips that are asked of it:
-memory does not grow with its length, and nothing is believed of what its header says.
+A video is decoded once, from the start, and no further than the clips that are asked of it and the
+two frames that tell a cut: memory does not grow with its length, and nothing is believed of what
+its header says.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import av
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +27,10 @@ from nova_jax.data.motion import motion_score
 from nova_jax.errors import NovaError
 from nova_jax.media import fit_image
 from nova_jax.prepare.manifest import Item
+
+# PyAV and PySceneDetect come with an extra of the package: only what reads videos imports them.
+if TYPE_CHECKING:
+    import av
 
 # Shot boundaries are looked for on frames this small, [height, width].
 _SMALL = (36, 64)
@@ -53,10 +58,10 @@ class ClipConfig:
         one frame in any case.
       stride: of how many frames of the video one is kept.
       clips_per_video: how many clips to take of a row, at most, one after the other.
-      shot_threshold: mean change of hue, saturation and value from a frame to the next, of 255,
-        that may be a cut.
-      shot_ratio: how many times the changes before it such a change must be: fast movement is no
-        cut.
+      shot_threshold: mean change of hue (of 180), saturation and value (of 255) from a frame to
+        the next that may be a cut.
+      shot_ratio: how many times the mean of the two changes before it and the two after it such a
+        change must be: fast movement is no cut.
       max_pixels: pictures and videos with larger frames are skipped.
     """
 
@@ -115,6 +120,8 @@ def read_clips(item: Item, config: ClipConfig) -> list[Clip]:
     """
     if item.is_picture:
         return [picture_clip(_read_picture(item.path, config), item, config)]
+    import av
+
     clips: list[Clip] = []
     try:
         with av.open(str(item.path), metadata_errors="replace") as container:
@@ -130,47 +137,24 @@ def read_clips(item: Item, config: ClipConfig) -> list[Clip]:
 
 
 def nearest_size(size: tuple[int, int], sizes: Sizes) -> tuple[int, int]:
-    """The one of `sizes` whose aspect, on a logarithmic scale, is nearest to that of `size`."""
+    """Returns the one of `sizes` whose aspect is nearest to that of `size`, by its logarithm."""
     aspect = math.log(size[1] / size[0])
     return min(sizes, key=lambda s: (abs(math.log(s[1] / s[0]) - aspect), -s[0] * s[1]))
 
 
 def perceptual_hash(picture: np.ndarray) -> int:
-    """64 bits that stay the same, nearly, when a picture is scaled, compressed or made lighter.
+    """Returns 64 bits that nearly stay when a picture is scaled, compressed or made lighter.
 
-    The signs, against their median, of the 8 x 8 lowest frequencies of its cosine transform.
+    A bit says whether one of the 8 x 8 lowest frequencies of the picture's cosine transform is
+    above their median (Zauner, 2010).
+
+    Args:
+      picture: uint8 [H, W, 3].
     """
     gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(gray, (4 * _PERCEPTUAL,) * 2, interpolation=cv2.INTER_AREA)
     low = cv2.dct(small.astype(np.float32))[:_PERCEPTUAL, :_PERCEPTUAL].ravel()
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
-
-
-class ShotDetector:
-    """Says of each frame whether a new shot begins with it.
-
-    Content difference: the mean change of hue, saturation and value since the frame before, on
-    small frames. A cut is a change that is large and far larger than those just before it.
-    """
-
-    def __init__(self, threshold: float, ratio: float) -> None:
-        self._threshold, self._ratio = threshold, ratio
-        self._last: np.ndarray | None = None
-        self._changes: deque[float] = deque(maxlen=4)
-
-    def __call__(self, small: np.ndarray) -> bool:
-        """Takes the next frame, uint8 [36, 64, 3], RGB."""
-        hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV_FULL).astype(np.int16)
-        last, self._last = self._last, hsv
-        if last is None:
-            return False
-        change = np.abs(hsv - last)
-        change[..., 0] = np.minimum(change[..., 0], 256 - change[..., 0])  # hue is a circle
-        mean = float(change.mean())
-        usual = float(np.mean(self._changes)) if self._changes else 0.0
-        cut = mean > self._threshold and mean > self._ratio * usual
-        self._changes.append(mean)
-        return cut
 
 
 class Frame(Protocol):
@@ -179,10 +163,11 @@ class Frame(Protocol):
     time: float
 
     def small(self) -> np.ndarray:
-        """uint8 [36, 64, 3], for a `ShotDetector`."""
+        """uint8 [36, 64, 3], BGR, for `find_shots`."""
 
     def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
-        """It fills the nearest of `sizes`, cropped about its center; and its own size, upright."""
+        """Returns it scaled to fill the nearest of `sizes` and cropped about its center, uint8
+        [H, W, 3], and its own size, upright."""
 
 
 class ArrayFrame:
@@ -193,7 +178,8 @@ class ArrayFrame:
 
     def small(self) -> np.ndarray:
         """See `Frame`."""
-        return cv2.resize(self.pixels, _SMALL[::-1], interpolation=cv2.INTER_AREA)
+        small = cv2.resize(self.pixels, _SMALL[::-1], interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
 
     def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
         """See `Frame`."""
@@ -208,7 +194,7 @@ class _VideoFrame:
         self._frame, self.time = frame, time
 
     def small(self) -> np.ndarray:
-        return self._scaled(_SMALL, "AREA")
+        return self._scaled(_SMALL, "AREA", "bgr24")
 
     def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
         turns = round(self._frame.rotation / 90) % 4  # counter-clockwise, as telephones write it
@@ -222,14 +208,16 @@ class _VideoFrame:
         top, left = (height - size[0]) // 2, (width - size[1]) // 2
         return np.ascontiguousarray(pixels[top : top + size[0], left : left + size[1]]), shown
 
-    def _scaled(self, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    def _scaled(
+        self, size: tuple[int, int], interpolation: str, colors: str = "rgb24"
+    ) -> np.ndarray:
         return self._frame.to_ndarray(
-            format="rgb24", height=size[0], width=size[1], interpolation=interpolation
+            format=colors, height=size[0], width=size[1], interpolation=interpolation
         )
 
 
 def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
-    """A clip of one frame out of a picture, uint8 [H, W, 3]."""
+    """Makes a clip of one frame of a picture, uint8 [H, W, 3]."""
     frame, size = ArrayFrame(pixels, 0.0).fitted(config.sizes)
     return Clip(
         frames=frame[None],
@@ -245,15 +233,15 @@ def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
 
 
 def cut_clips(frames: Iterable[Frame], item: Item, config: ClipConfig) -> Iterator[Clip]:
-    """The clips of a video, in order; they do not overlap and cross no cut.
+    """Gives the clips of a video, in order; they do not overlap, and cross no cut.
 
     Raises:
       Unusable: there is none.
     """
     cutter, seen, made = _Cutter(item, config), False, 0
-    for frame in frames:
+    for frame, begins in find_shots(frames, config):
         seen = True
-        for clip in cutter.take(frame):
+        for clip in cutter.take(frame, begins):
             yield clip
             if (made := made + 1) == config.clips_per_video:
                 return
@@ -268,12 +256,45 @@ def cut_clips(frames: Iterable[Frame], item: Item, config: ClipConfig) -> Iterat
         )
 
 
+def find_shots(frames: Iterable[Frame], config: ClipConfig) -> Iterator[tuple[Frame, bool]]:
+    """Gives each frame of a video, and whether a new shot begins with it.
+
+    PySceneDetect compares a change with those around it, and so is a few frames late: these are
+    held back. It is silent about the first and the last few frames of what it is shown, and is
+    shown those once more for each.
+    """
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
+    detector = AdaptiveDetector(
+        adaptive_threshold=config.shot_ratio,
+        min_content_val=config.shot_threshold,
+        min_scene_len=0,
+    )
+    late, shown = detector.window_width, itertools.count()
+    held: deque[Frame] = deque()
+
+    def cut(small: np.ndarray) -> bool:
+        """Shows the next frame, and says of the one `late` frames before whether it is a cut."""
+        return bool(detector.process_frame(FrameTimecode(next(shown), fps=1.0), small))
+
+    for number, frame in enumerate(frames):
+        small = frame.small()
+        if number == 0:
+            for _ in range(late):
+                cut(small)
+        held.append(frame)
+        begins = cut(small)
+        if len(held) > late:
+            yield held.popleft(), begins
+    while held:
+        yield held.popleft(), cut(small)
+
+
 class _Cutter:
     """The frames of the current shot that no clip has yet."""
 
     def __init__(self, item: Item, config: ClipConfig) -> None:
         self.item, self.config, self.most = item, config, 0
-        self._is_cut = ShotDetector(config.shot_threshold, config.shot_ratio)
         self._clear()
 
     def _clear(self) -> None:
@@ -281,9 +302,9 @@ class _Cutter:
         self._times: list[float] = []
         self._since = 0
 
-    def take(self, frame: Frame) -> Iterator[Clip]:
-        """The next frame; gives the clips that are complete with it."""
-        if self._is_cut(frame.small()) and (clip := self.cut()) is not None:
+    def take(self, frame: Frame, begins: bool) -> Iterator[Clip]:
+        """Takes the next frame, and whether a shot begins with it; gives the clips it completes."""
+        if begins and (clip := self.cut()) is not None:
             yield clip
         if self._since % self.config.stride == 0:
             pixels, self._size = frame.fitted(self.config.sizes)
@@ -337,7 +358,7 @@ def _decode(container: Any, item: Item, config: ClipConfig) -> Iterator[Frame]:
         raise Unusable(f"{stream.width}x{stream.height} pixels are more than max_pixels")
     stream.thread_type = "AUTO"
     if item.start > 0:
-        container.seek(int(item.start * av.time_base), backward=True)
+        container.seek(int(item.start * 1e6), backward=True)  # microseconds
     rate = float(stream.guessed_rate or stream.average_rate or 0) or 25.0
     for number, frame in enumerate(container.decode(stream)):
         time = frame.time if frame.time is not None else number / rate  # some files have no times

@@ -21,12 +21,15 @@ from nova_jax.text.interface import TextEncoder
 
 
 class Encoders:
-    """The frozen parts that clips and captions go through.
+    """The autoencoder and the text encoder that clips and captions go through.
 
     Args:
-      codec, text_encoder: the parts.
-      source: where they came from, for the metadata.
-      text_length: rows that features are cut at.
+      codec, text_encoder: the two.
+      source: directory or id that they came from, for the metadata.
+      text_length: number of rows that text features are cut at.
+
+    Attributes:
+      encoding: what the metadata of records says of them.
     """
 
     def __init__(
@@ -51,11 +54,15 @@ class Encoders:
 
     @property
     def devices(self) -> int:
-        """How many share a batch."""
+        """How many devices share a batch."""
         return self._sharding.mesh.size if self._sharding else 1
 
     def latent(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(T, h, w) of clips.
+        """Returns (T, h, w) of the latents of clips.
+
+        Args:
+          frames: F.
+          size: (H, W).
 
         Raises:
           NovaError: the autoencoder cannot take them whole.
@@ -72,7 +79,7 @@ class Encoders:
         return latents, size[0] // codec.stride, size[1] // codec.stride
 
     def bucket_of_latents(self, moments: np.ndarray) -> Bucket:
-        """The bucket of a clip that was encoded before, of moments [T, h, w, M]."""
+        """Returns the bucket of a clip that was encoded before, from its moments [T, h, w, M]."""
         latent, stride = moments.shape[:3], self._codec.stride
         return Bucket(
             frames=self._codec.pixel_frames(latent[0]),
@@ -89,7 +96,7 @@ class Encoders:
         return self._codec.moments(to_float(pixels))
 
     def text(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """Features of each prompt, float16 [L, d], as long as it is."""
+        """Returns features of each prompt, float16 [L, d] with L as long as the prompt is."""
         unique = sorted(set(prompts) - {""}, key=len)
         found = {"": np.zeros((0, self._text_encoder.dim), np.float16)}
         if unique:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
-from nova_jax.data.latents import draw_latents
+from nova_jax.data.latents import sample_latents
 from nova_jax.data.records import Records
 
 PAGE = "inspect.html"
@@ -103,7 +103,7 @@ def _decoder(records: Records, codec: VideoCodec | None) -> Look | None:
         (record,) = records.read([index])
         if codec is None or encoding is None:
             return record, record["frames"]
-        latents = draw_latents(record | {"encoding": encoding}, None)
+        latents = sample_latents(record | {"encoding": encoding}, None)
         return record, np.asarray(to_uint8(codec.decode(latents[None])))[0]
 
     return look

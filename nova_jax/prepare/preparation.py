@@ -1,44 +1,33 @@
 """Preparing data: files are decoded in threads, encoded in batches on the accelerator, and written.
 
-    out/parts/settings.json   what all parts have in common: the config and the encoders
-    out/parts/KEY.json        one part: which rows it covers, its files, what was skipped and why
-    out/parts/KEY-BUCKET      its files, until all rows are done
-    out/parts/numbers.json    which number each of those files gets as a shard
-
-A part is complete once its JSON file is there. A run that is stopped finishes its part early; one
-that is killed loses the part it was at. The rows that no part covers are what is left to do, so any
-number of processes, on one machine or on many, can share the work, and rows can be added later.
+A run that is stopped, shared by several processes or given more rows goes on where it was: see
+`nova_jax.prepare.parts`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import itertools
-import json
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
 from nova_jax.autoencoders.interface import Array
-from nova_jax.data import records
-from nova_jax.data.fingerprints import same_probe
-from nova_jax.data.records import Bucket, Metadata, Shard, ShardWriter
+from nova_jax.data.records import Bucket, Metadata
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import Clip, ClipConfig, Unusable, read_clips
 from nova_jax.prepare.encoders import Encoders
 from nova_jax.prepare.foreign import Read, TFDSConfig
 from nova_jax.prepare.manifest import Item, Skip
+from nova_jax.prepare.parts import REPORT, Part, Parts
 
-_PARTS, _SETTINGS, _NUMBERS, REPORT = "parts", "settings.json", "numbers.json", "report.json"
 _SHOWN = 5  # skipped inputs that a report in words has; the file has all
 
 
@@ -48,12 +37,12 @@ class PrepareConfig:
 
     Attributes:
       clips: which clips are taken.
-      tfds: which fields are what, if the input is of tensorflow-datasets.
-      text_length: rows that text features are cut at; the model's.
-      batch_size: clips that are encoded together on each device.
-      threads: decoding; None for one a core.
-      rows_per_part: rows of the manifest that go into a file of each bucket.
-      dtype: type of the encoders' parameters and computation.
+      tfds: which fields mean what, if the input is a dataset of tensorflow-datasets.
+      text_length: number of rows that text features are cut at, which is the model's.
+      batch_size: number of clips that are encoded together on each device.
+      threads: number of threads that decode; None for one a core.
+      rows_per_part: number of rows of the manifest that make a part, with a file of each bucket.
+      dtype: type of the encoders' parameters and of their computation.
     """
 
     clips: ClipConfig = ClipConfig()
@@ -76,12 +65,14 @@ class Report:
     """What a run of `prepare` did.
 
     Attributes:
-      rows: looked at in this run.
-      clips: written in this run.
-      seconds: of this run; `waited_for_clips` on decoding, `waited_for_encoders` on the device.
+      rows: number of rows that this run looked at.
+      clips: number of clips that it wrote.
+      seconds: how long it took.
+      waited_for_clips, waited_for_encoders: seconds of it that were spent in waiting for threads
+        that decode, and for the device.
       skipped: inputs of all runs that could not be used: (where, why).
-      left: rows that are still to be done, here or by other processes.
-      metadata: of the whole, once nothing is left.
+      left: number of rows that are still to be done, here or by other processes.
+      metadata: what describes the whole, once nothing is left.
     """
 
     rows: int
@@ -126,7 +117,7 @@ class Report:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n".
+    """Returns (i, n) of "i/n".
 
     Raises:
         NovaError: it is none.
@@ -154,14 +145,14 @@ def prepare(
     Args:
       items: the rows, the same in all processes.
       skips: inputs that are no rows, for the report.
-      out: where to; a directory that was begun is gone on with.
-      config: how.
+      out: the directory to write to; one that was begun is gone on with.
+      config: which clips are taken, and how they are batched.
       encoders: what encodes clips and captions; None keeps pixels and words.
       read: makes clips of a row.
-      shard: (i, n): take every n-th of the rows, from i.
+      shard: (i, n) takes every n-th of the rows, from i.
       strict: stop at the first input that cannot be used.
-      stopping: asked after every row, with how many are done; if so, the part is finished as it
-        stands.
+      stopping: is asked after every row, with the number that are done, whether to stop; the part
+        is then finished as it stands.
 
     Raises:
       NovaError: `out` is of another config or other encoders, or an input is unusable and `strict`.
@@ -171,95 +162,171 @@ def prepare(
     if encoders is not None:
         for size, frames in itertools.product(config.clips.sizes, config.clips.frames):
             encoders.latent(frames, size)  # says what does not fit before anything is decoded
-    parts = out / _PARTS
-    parts.mkdir(parents=True, exist_ok=True)
-    _check_settings(parts, config, encoders)
-    done = {key for part in _read_parts(parts) for key in part["rows"]}
+    parts = Parts(out, config.clips, None if encoders is None else encoders.encoding)
+    done = {key for part in parts.read() for key in part["rows"]}
     mine = [item for item in items[shard[0] :: shard[1]] if item.key not in done]
 
-    run = _Run(parts, config, encoders, read, strict)
+    stage = _Pixels() if encoders is None else _Batches(encoders, config.batch_size)
+    run = _Run(parts, stage, config, read, strict=strict)
     began = time.monotonic()
-    try:
-        run(mine, stopping)
-    finally:
-        seconds = time.monotonic() - began
-    covered = _read_parts(parts)
+    run(mine, stopping)
+    seconds = time.monotonic() - began
+
+    covered = parts.read()
     done = {key for part in covered for key in part["rows"]}
     left = sum(item.key not in done for item in items)
     skipped = [*skips, *((where, why) for part in covered for where, why in part["skipped"])]
-    metadata = None
-    if not left:
-        metadata = _finish(out, encoders, skipped)
     return Report(
         rows=run.rows,
         clips=run.clips,
         seconds=seconds,
-        waited_for_clips=run.waited_for_clips,
-        waited_for_encoders=run.waited_for_encoders,
+        waited_for_clips=run.waited,
+        waited_for_encoders=stage.waited,
         skipped=skipped,
         left=left,
-        metadata=metadata,
+        metadata=None if left else parts.finish(skipped),
     )
 
 
-class _Part:
-    """Files and rows that are written together."""
+class _Encoded(NamedTuple):
+    """A clip that is ready to be written."""
 
-    def __init__(self, directory: Path, key: str, encoders: Encoders | None) -> None:
-        self.directory, self.key, self.encoders = directory, key, encoders
-        self.rows: list[str] = []
-        self.skipped: list[Skip] = []
-        self.writers: dict[Bucket, ShardWriter] = {}
+    item: Item
+    clip: Clip
+    bucket: Bucket
+    arrays: Mapping[str, np.ndarray]  # fields of its record
 
-    def write(self, bucket: Bucket, record: Mapping[str, Any]) -> None:
-        if bucket not in self.writers:
-            path = self.directory / f"{self.key}-{bucket.name}"
-            encoding = None if self.encoders is None else self.encoders.encoding
-            self.writers[bucket] = ShardWriter(path, encoding)
-        self.writers[bucket].write(record)
 
-    def close(self) -> None:
-        files = [
-            {"file": writer.path.name, "bucket": dataclasses.asdict(bucket), **writer.close()}
-            for bucket, writer in sorted(self.writers.items())
-        ]
-        records.write_json(
-            self.directory / f"{self.key}.json",
-            {"rows": self.rows, "files": files, "skipped": self.skipped},
-        )
+class _Stage(Protocol):
+    """What clips go through before they are written, which may hold some of them back.
+
+    Attributes:
+      waited: seconds that were spent in waiting for it.
+    """
+
+    waited: float
+
+    def add(self, item: Item, clip: Clip) -> Iterable[_Encoded]:
+        """Takes a clip; gives those that are ready with it."""
+
+    def flush(self) -> Iterable[_Encoded]:
+        """Gives all that were held back."""
+
+
+class _Pixels:
+    """Clips are written as they are."""
+
+    waited = 0.0
+
+    def add(self, item: Item, clip: Clip) -> Iterable[_Encoded]:
+        if clip.moments is not None:
+            raise NovaError(f"{item.name} has latents and no pixels; leave out --raw")
+        frames, height, width = clip.frames.shape[:3]
+        bucket = Bucket(frames=frames, size=(height, width), latent=(frames, height, width))
+        return [_Encoded(item, clip, bucket, {"frames": clip.frames})]
+
+    def flush(self) -> Iterable[_Encoded]:
+        return ()
+
+
+class _Batches:
+    """Clips are encoded, a batch of one bucket at a time: one computes while the next is gathered.
+
+    Args:
+      encoders: what they go through.
+      size: clips of a batch on each device.
+    """
+
+    def __init__(self, encoders: Encoders, size: int) -> None:
+        self._encoders, self._size, self.waited = encoders, size * encoders.devices, 0.0
+        self._gathered: dict[Bucket, list[tuple[Item, Clip]]] = {}
+        self._computing: tuple[Bucket, list[tuple[Item, Clip]], Array] | None = None
+
+    def add(self, item: Item, clip: Clip) -> Iterator[_Encoded]:
+        bucket = self._bucket(item, clip)
+        gathered = self._gathered.setdefault(bucket, [])
+        gathered.append((item, clip))
+        if len(gathered) == self._size:
+            yield from self._start(bucket)
+
+    def flush(self) -> Iterator[_Encoded]:
+        for bucket in sorted(self._gathered):
+            yield from self._start(bucket)
+        yield from self._finish()
+
+    def _bucket(self, item: Item, clip: Clip) -> Bucket:
+        if clip.moments is None:
+            frames, height, width = clip.frames.shape[:3]
+            latent = self._encoders.latent(frames, (height, width))
+            return Bucket(frames=frames, size=(height, width), latent=latent)
+        channels = self._encoders.encoding.moments
+        if clip.moments.shape[-1] != channels:
+            raise NovaError(
+                f"{item.name} has moments of {clip.moments.shape[-1]} channels, the "
+                f"autoencoder of --checkpoint makes {channels}; give the one it was made with"
+            )
+        return self._encoders.bucket_of_latents(clip.moments)
+
+    def _start(self, bucket: Bucket) -> Iterator[_Encoded]:
+        """Starts a batch, and meanwhile gives the one before it."""
+        clips = self._gathered.pop(bucket)
+        moments: Array
+        if clips[0][1].moments is None:
+            frames = np.stack([clip.frames for _, clip in clips])
+            # One shape for all batches of a bucket: one program.
+            missing = self._size - len(frames)
+            frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
+            moments = self._encoders.start(frames)
+        else:
+            moments = np.stack([clip.moments for _, clip in clips if clip.moments is not None])
+        yield from self._finish()
+        self._computing = (bucket, clips, moments)
+
+    def _finish(self) -> Iterator[_Encoded]:
+        """Gives the batch that was computing, if there is one."""
+        if self._computing is None:
+            return
+        (bucket, clips, computed), self._computing = self._computing, None
+        began = time.monotonic()
+        captions = [clip.caption for _, clip in clips]
+        text = self._encoders.text([*captions, *(clip.short_caption for _, clip in clips)])
+        moments = np.asarray(computed).astype(np.float16)
+        self.waited += time.monotonic() - began
+        for index, (item, clip) in enumerate(clips):
+            arrays = {
+                "moments": moments[index],
+                "text": text[index],
+                "short_text": text[len(clips) + index],
+            }
+            yield _Encoded(item, clip, bucket, arrays)
 
 
 class _Run:
-    """One process's work, and how it went."""
+    """One process's work: rows are decoded in threads, ahead of the loop that writes their clips.
+
+    Attributes:
+      rows, clips: done so far.
+      waited: seconds that the loop spent in waiting for threads.
+    """
 
     def __init__(
-        self,
-        parts: Path,
-        config: PrepareConfig,
-        encoders: Encoders | None,
-        read: Read,
-        strict: bool,
+        self, parts: Parts, stage: _Stage, config: PrepareConfig, read: Read, *, strict: bool
     ) -> None:
-        self.parts, self.config, self.encoders, self.strict = parts, config, encoders, strict
-        self.read = read
+        self._parts, self._stage, self._config = parts, stage, config
+        self._read, self._strict = read, strict
         self.rows = self.clips = 0
-        self.waited_for_clips = self.waited_for_encoders = 0.0
-        self.batch_size = config.batch_size * (encoders.devices if encoders else 1)
-        # Clips on their way to the device, and the one batch that is on it.
-        self.waiting: dict[Bucket, list[tuple[Item, Clip]]] = {}
-        self.computing: tuple[Bucket, list[tuple[Item, Clip]], Array] | None = None
+        self.waited = 0.0
 
     def __call__(self, items: Sequence[Item], stopping: Callable[[int], bool]) -> None:
-        threads = self.config.threads or os.cpu_count() or 1
+        threads = self._config.threads or os.cpu_count() or 1
         bar = tqdm(total=len(items), unit="file", dynamic_ncols=True)
         pool = ThreadPoolExecutor(threads)
         began = time.monotonic()
         try:
             decoded = self._decode(pool, items, 2 * threads)
-            stop = False
-            while not stop and (first := next(decoded, None)) is not None:
-                part = _Part(self.parts, first[0].key, self.encoders)
-                rest = itertools.islice(decoded, self.config.rows_per_part - 1)
+            for first in decoded:
+                part = self._parts.begin(first[0].key)
+                rest = itertools.islice(decoded, self._config.rows_per_part - 1)
                 for item, future in itertools.chain([first], rest):
                     self._take(part, item, future)
                     rate = self.clips / (time.monotonic() - began)
@@ -267,8 +334,10 @@ class _Run:
                     bar.update()
                     if stop := stopping(self.rows):
                         break
-                self._flush(part)
+                self._write(part, self._stage.flush())
                 part.close()
+                if stop:
+                    break
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             bar.close()
@@ -276,221 +345,51 @@ class _Run:
     def _decode(
         self, pool: ThreadPoolExecutor, items: Sequence[Item], window: int
     ) -> Iterator[tuple[Item, Future]]:
-        """Rows in order, a few of them being decoded ahead."""
+        """Gives rows in order, a few of them being decoded ahead."""
         ahead: deque[tuple[Item, Future]] = deque()
         for item in items:
-            ahead.append((item, pool.submit(self.read, item, self.config.clips)))
+            ahead.append((item, pool.submit(self._read, item, self._config.clips)))
             if len(ahead) > window:
                 yield ahead.popleft()
         while ahead:
             yield ahead.popleft()
 
-    def _take(self, part: _Part, item: Item, future: Future) -> None:
+    def _take(self, part: Part, item: Item, future: Future) -> None:
         began = time.monotonic()
         try:
             clips = future.result()
         except (Unusable, OSError) as error:
-            if self.strict:
+            if self._strict:
                 raise NovaError(f"{item.name}: {error}; mend it, or leave out --strict") from error
             part.skipped.append((item.name, str(error)))
             clips = error.clips if isinstance(error, Unusable) else ()
-        self.waited_for_clips += time.monotonic() - began
+        self.waited += time.monotonic() - began
         part.rows.append(item.key)
         self.rows += 1
         for clip in clips:
-            self._add(part, item, clip)
+            self._write(part, self._stage.add(item, clip))
 
-    def _add(self, part: _Part, item: Item, clip: Clip) -> None:
-        if clip.moments is not None:
-            if self.encoders is None:
-                raise NovaError(f"{item.name} has latents and no pixels; leave out --raw")
-            channels = self.encoders.encoding.moments
-            if clip.moments.shape[-1] != channels:
-                raise NovaError(
-                    f"{item.name} has moments of {clip.moments.shape[-1]} channels, the "
-                    f"autoencoder of --checkpoint makes {channels}; give the one it was made with"
-                )
-            bucket = self.encoders.bucket_of_latents(clip.moments)
-        else:
-            frames, height, width = clip.frames.shape[:3]
-            size = (height, width)
-            if self.encoders is None:
-                bucket = Bucket(frames=frames, size=size, latent=(frames, *size))
-                self._write(part, bucket, item, clip, {"frames": clip.frames})
-                return
-            bucket = Bucket(frames=frames, size=size, latent=self.encoders.latent(frames, size))
-        waiting = self.waiting.setdefault(bucket, [])
-        waiting.append((item, clip))
-        if len(waiting) == self.batch_size:
-            self._encode(part, bucket)
-
-    def _encode(self, part: _Part, bucket: Bucket) -> None:
-        """Starts a batch, and meanwhile finishes the one before it."""
-        assert self.encoders is not None
-        clips = self.waiting.pop(bucket)
-        if clips[0][1].moments is None:
-            frames = np.stack([clip.frames for _, clip in clips])
-            # One shape for all batches of a bucket: one program.
-            missing = self.batch_size - len(frames)
-            frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-            moments = self.encoders.start(frames)
-        else:
-            moments = np.stack([clip.moments for _, clip in clips if clip.moments is not None])
-        self._finish_batch(part)
-        self.computing = (bucket, clips, moments)
-
-    def _finish_batch(self, part: _Part) -> None:
-        if self.computing is None:
-            return
-        assert self.encoders is not None
-        bucket, clips, computed = self.computing
-        self.computing = None
-        began = time.monotonic()
-        captions = [clip.caption for _, clip in clips]
-        short = [clip.short_caption for _, clip in clips]
-        text = self.encoders.text([*captions, *short])
-        moments = np.asarray(computed)
-        self.waited_for_encoders += time.monotonic() - began
-        for index, (item, clip) in enumerate(clips):
-            encoded = {
-                "moments": moments[index].astype(np.float16),
-                "text": text[index],
-                "short_text": text[len(clips) + index],
-            }
-            if not all(np.isfinite(value).all() for value in encoded.values()):
+    def _write(self, part: Part, ready: Iterable[_Encoded]) -> None:
+        for item, clip, bucket, arrays in ready:
+            if not all(np.isfinite(array).all() for array in arrays.values()):
                 part.skipped.append((item.name, "its latents or text features are not finite"))
                 continue
-            self._write(part, bucket, item, clip, encoded)
-
-    def _flush(self, part: _Part) -> None:
-        for bucket in sorted(self.waiting):
-            self._encode(part, bucket)
-        self._finish_batch(part)
-
-    def _write(
-        self, part: _Part, bucket: Bucket, item: Item, clip: Clip, encoded: Mapping[str, Any]
-    ) -> None:
-        height, width = clip.source_size
-        part.write(
-            bucket,
-            {
-                **encoded,
-                "caption": clip.caption,
-                "short_caption": clip.short_caption,
-                "label": clip.label,
-                "flow": clip.flow,
-                "fps": clip.fps,
-                "source": item.name,
-                "start": clip.start,
-                "height": height,
-                "width": width,
-                "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
-            },
-        )
-        self.clips += 1
+            part.write(bucket, {**arrays, **_facts(item, clip)})
+            self.clips += 1
 
 
-def _check_settings(parts: Path, config: PrepareConfig, encoders: Encoders | None) -> None:
-    """Parts that are prepared differently must not be mixed."""
-    encoding = None if encoders is None else dataclasses.asdict(encoders.encoding)
-    settings = {
-        "kind": "raw" if encoders is None else "latents",
-        "clips": dataclasses.asdict(config.clips),
-        "encoding": encoding,
+def _facts(item: Item, clip: Clip) -> dict[str, Any]:
+    """The fields of a record besides its arrays."""
+    height, width = clip.source_size
+    return {
+        "caption": clip.caption,
+        "short_caption": clip.short_caption,
+        "label": clip.label,
+        "flow": clip.flow,
+        "fps": clip.fps,
+        "source": item.name,
+        "start": clip.start,
+        "height": height,
+        "width": width,
+        "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
     }
-    now = json.loads(json.dumps(settings))
-    path = parts / _SETTINGS
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        records.write_json(path, now)
-        return
-    except ValueError as error:
-        raise NovaError(f"{path} is damaged ({error}); choose another --out") from error
-    if there["kind"] != now["kind"]:
-        raise NovaError(f"{parts.parent} holds {there['kind']} records; choose another --out")
-    for name, value in now["clips"].items():
-        if there["clips"].get(name) != value:
-            raise NovaError(
-                f"{parts.parent} was begun with clips.{name} {there['clips'].get(name)}, now it is "
-                f"{value}; choose another --out or undo the change"
-            )
-    if encoding is None:
-        return
-    for name, value in now["encoding"].items():
-        old = there["encoding"].get(name)
-        if name == "source":
-            continue
-        if not (same_probe(old, value) if isinstance(value, list) else old == value):
-            part = "text encoder" if name.startswith("text") else "autoencoder"
-            raise NovaError(
-                f"{parts.parent} was begun with another {part} ({name} differs), that of "
-                f"{there['encoding']['source']}; choose another --out or that --checkpoint"
-            )
-
-
-def _read_parts(parts: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(parts.glob("*.json")):
-        if path.name not in (_SETTINGS, _NUMBERS):
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise NovaError(
-                    f"{path} is damaged; delete it to prepare its rows again"
-                ) from error
-    return found
-
-
-def _finish(out: Path, encoders: Encoders | None, skipped: Sequence[Skip]) -> Metadata:
-    """Numbers the files of all parts and describes them; numbers once given stay."""
-    parts = out / _PARTS
-    with _locked(parts):
-        files = [file for part in _read_parts(parts) for file in part["files"]]
-        path = parts / _NUMBERS
-        numbers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for file in files:
-            numbers.setdefault(file["file"], len(numbers))
-        records.write_json(path, numbers)
-        files.sort(key=lambda file: numbers[file["file"]])
-        for file in files:
-            unnumbered = parts / file["file"]
-            if unnumbered.exists():
-                unnumbered.replace(out / records.shard_name(numbers[file["file"]]))
-        of_file = [records.from_json(Bucket, file["bucket"]) for file in files]
-        buckets = sorted(set(of_file))
-        shards = [
-            Shard(
-                file=records.shard_name(numbers[file["file"]]),
-                bucket=buckets.index(bucket),
-                records=file["records"],
-                bytes=file["bytes"],
-                crc32=file["crc32"],
-            )
-            for file, bucket in zip(files, of_file, strict=True)
-        ]
-        metadata = Metadata(
-            kind="raw" if encoders is None else "latents",
-            buckets=tuple(buckets),
-            shards=tuple(shards),
-            encoding=None if encoders is None else encoders.encoding,
-            skipped=dict(Counter(why.split(":")[0] for _, why in skipped)),
-        )
-        records.write_json(
-            out / REPORT,
-            {"skipped": [{"input": where, "reason": why} for where, why in skipped]},
-        )
-        for path in parts.iterdir():  # of parts that were never finished
-            if path.suffix != ".json" and path.name != "lock":
-                path.unlink(missing_ok=True)
-        if shards:
-            records.write_metadata(out, metadata)
-        return metadata
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Several processes may find at once that nothing is left."""
-    with open(directory / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -12,7 +12,6 @@ import optax
 from jax.sharding import Mesh
 
 from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
-from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, draw, training_loss
@@ -60,7 +59,7 @@ def make_train_step(
         first_frame_loss: weight of the first frame of videos in the loss.
 
     Returns:
-        The step. A batch is what `nova_jax.data.pipeline` yields, on the mesh. Metrics are
+        The step. A batch is that of `nova_jax.data.batch`, on the mesh. Metrics are
         scalars: loss, loss_first and loss_rest (first frame and later ones), grad_norm (before
         clipping), param_norm, lr, skipped (1 if loss or gradients were not finite, and so nothing
         was changed).
@@ -112,29 +111,6 @@ def make_train_step(
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
     )
-
-
-def abstract_batch(
-    config: NovaConfig, mesh: Mesh, *, size: int, frames: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a batch of `size` videos, or pictures, of a model.
-
-    A batch is what `nova_jax.data.pipeline.Dataset` yields.
-    """
-    sharding = batch_sharding(mesh)
-
-    def array(*shape: int, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
-
-    batch = {
-        "latents": array(frames, *config.latent_size, config.latent_channels),
-        "flow": array(),
-        "fps": array(),
-    }
-    if config.text_dim is None or config.text_length is None:
-        return batch | {"label": array(dtype=jnp.int32)}
-    text = array(config.text_length, config.text_dim)
-    return batch | {"text": text, "text_length": array(dtype=jnp.int32)}
 
 
 def batch_loss(

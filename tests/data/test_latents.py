@@ -14,7 +14,7 @@ from nova_jax.data.latents import (
     LatentsConfig,
     LatentsDataset,
     SourceConfig,
-    draw_latents,
+    sample_latents,
 )
 from nova_jax.data.pipeline import DataConfig
 from nova_jax.errors import NovaError
@@ -163,11 +163,11 @@ def test_latents_are_drawn_from_their_moments():
     moments = np.zeros((1, 200, 200, 6), np.float16)
     moments[..., :3], moments[..., 3:] = 3.0, 2 * np.log(0.5)
     record = {"moments": moments, "encoding": ENCODING}
-    drawn = draw_latents(record, np.random.default_rng(0))
+    drawn = sample_latents(record, np.random.default_rng(0))
     # z of mean 3 and deviation ½, then (z - ½) · 2.
     assert abs(drawn.mean() - 5) < 0.02 and abs(drawn.std() - 1) < 0.02
-    np.testing.assert_allclose(draw_latents(record, None), 5.0)
-    assert (drawn != draw_latents(record, np.random.default_rng(1))).any()
+    np.testing.assert_allclose(sample_latents(record, None), 5.0)
+    assert (drawn != sample_latents(record, np.random.default_rng(1))).any()
 
 
 def test_held_out_records_are_not_trained_on_and_always_the_same(directory):

@@ -14,7 +14,7 @@ from videos import moving_square, write_video
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.config import from_dict
-from nova_jax.data.latents import draw_latents
+from nova_jax.data.latents import sample_latents
 from nova_jax.data.records import Records
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.prepare.clips import ClipConfig, read_clips
@@ -65,7 +65,7 @@ def test_what_is_read_back_and_decoded_is_what_went_in(tmp_path):
         assert record["source"] == item.name
         # The autoencoder gives back the mean of each square of 2 x 2 pixels.
         squares = clip.frames.reshape(2, 8, 2, 12, 2, 3).mean((2, 4)).repeat(2, 1).repeat(2, 2)
-        latents = draw_latents(
+        latents = sample_latents(
             record | {"encoding": records.metadata.encoding}, np.random.default_rng(0)
         )
         assert psnr(to_uint8(np.asarray(codec.decode(latents[None])))[0], squares) > 40

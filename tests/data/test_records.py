@@ -57,7 +57,12 @@ def test_probes_are_compared_with_the_tolerance_of_half_types():
     [
         (lambda v: v.update(version=99), "schema version 99, this nova_jax reads 1"),
         (lambda v: v.update(format="other"), "is not of prepared data"),
-        (lambda v: v.pop("shards"), "is damaged .'shards'"),
+        (lambda v: v.pop("shards"), "is damaged .metadata.shards is missing"),
+        (lambda v: v.update(kind="other"), "is damaged .metadata.kind is 'other'"),
+        (lambda v: v.update(kind="raw"), "is damaged .metadata.kind is 'raw'"),
+        (lambda v: v.update(kind="raw", encoding=None), "array_record-00000 is damaged"),
+        (lambda v: v["encoding"].update(moments=3), "array_record-00000 is damaged"),
+        (lambda v: v["encoding"].update(text_dim=5), "array_record-00000 is damaged"),
         (lambda v: v["shards"][0].update(bucket=7), "is damaged"),
         (lambda v: v["shards"][0].update(file="../x"), "is damaged"),
         (lambda v: v["shards"][0].update(file="gone"), "gone is missing"),

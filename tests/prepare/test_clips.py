@@ -9,9 +9,10 @@ from videos import moving_square, write_video
 
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import (
+    ArrayFrame,
     ClipConfig,
-    ShotDetector,
     Unusable,
+    find_shots,
     nearest_size,
     perceptual_hash,
     read_clips,
@@ -77,15 +78,44 @@ def test_no_clip_crosses_a_cut(tmp_path):
     assert clips[0].frames[..., 1].mean() < 60 < 90 < clips[1].frames[..., 1].mean()
 
 
+def shots(pictures):
+    """Which of some pictures begin a shot."""
+    frames = [ArrayFrame(np.asarray(picture), float(n)) for n, picture in enumerate(pictures)]
+    found = list(find_shots(iter(frames), CONFIG))
+    assert [frame for frame, _ in found] == frames
+    return [n for n, (_, begins) in enumerate(found) if begins]
+
+
+def gray(value):
+    return np.full((36, 64, 3), value, np.uint8)
+
+
 def test_fast_movement_and_a_slow_fade_are_no_cuts():
     rng = np.random.default_rng(0)
-    detector = ShotDetector(27.0, 3.0)
     noise = rng.integers(0, 256, (20, 36, 64, 3), np.uint8)
-    cuts = [detector(frame) for frame in noise]
-    assert sum(cuts[2:]) == 0  # all frames differ, so none stands out
-    detector = ShotDetector(27.0, 3.0)
-    assert not any(detector(np.full((36, 64, 3), v, np.uint8)) for v in range(0, 250, 5))
-    assert detector(np.full((36, 64, 3), 60, np.uint8))
+    assert not shots(noise)  # all frames differ, so none stands out
+    fade = [gray(value) for value in range(0, 250, 5)]
+    assert not shots(fade)
+    assert shots([*fade, gray(60)]) == [50]
+
+
+@pytest.mark.parametrize("lengths", [(1, 9), (9, 1), (2, 1), (1, 1), (6, 2, 6), (1, 7, 1)])
+def test_cuts_are_found_up_to_the_ends_of_a_video(lengths):
+    pictures = [gray(60 + 120 * (n % 2)) for n, length in enumerate(lengths) for _ in range(length)]
+    assert shots(pictures) == np.cumsum(lengths[:-1]).tolist()
+
+
+def test_shots_are_found_while_a_video_is_read():
+    seen = []
+
+    def frames():
+        for n in range(1000):
+            seen.append(n)
+            yield ArrayFrame(gray(n % 50), float(n))
+
+    for n, (frame, _) in enumerate(find_shots(frames(), CONFIG)):
+        assert frame.time == n and len(seen) <= n + 3
+    assert not list(find_shots(iter(()), CONFIG))
 
 
 def test_each_clip_takes_the_size_of_the_nearest_aspect():

@@ -15,10 +15,10 @@ from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.data.records import Records
 from nova_jax.errors import NovaError
-from nova_jax.prepare import preparation
 from nova_jax.prepare.clips import ClipConfig, read_clips
 from nova_jax.prepare.encoders import Encoders
 from nova_jax.prepare.manifest import read_manifest
+from nova_jax.prepare.parts import Part
 from nova_jax.prepare.preparation import PrepareConfig, Report, parse_shard, prepare
 
 RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
@@ -121,7 +121,7 @@ def test_what_a_killed_run_had_begun_is_done_again(source, tmp_path, monkeypatch
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation._Part, "close", killed)
+        patch.setattr(Part, "close", killed)
         with pytest.raises(MemoryError):
             run(source, tmp_path)
     assert run(source, tmp_path).clips == 7
@@ -210,6 +210,21 @@ def test_moments_and_features_are_those_of_the_frozen_parts(source, latents):
             np.testing.assert_allclose(
                 record[f"{form}text"], text[0, :length], rtol=5e-3, atol=5e-3
             )
+
+
+def test_clips_whose_latents_are_not_finite_are_skipped(source, latents, tmp_path):
+    _, encoders, *_ = latents
+
+    def read(item, config):
+        moments = np.zeros((1, 4, 6, encoders.encoding.moments), np.float16)
+        moments[0, 1, 2, 3] = np.nan if item.name == "p1.png" else 1
+        clip = read_clips(item, config)[0]
+        return [dataclasses.replace(clip, moments=moments)]
+
+    items = [item for item in read_manifest(source)[0] if item.is_picture]
+    report = prepare(items, [], tmp_path, LANDSCAPE, encoders, read=read)
+    assert report.skipped == [("p1.png", "its latents or text features are not finite")]
+    assert [record["source"] for record in contents(tmp_path)] == ["p0.png", "p2.png"]
 
 
 def test_other_encoders_are_refused(source, latents):
