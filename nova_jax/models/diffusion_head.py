@@ -18,6 +18,7 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 from nova_jax.models.layers import BlockStack, LayerNorm, Projector, Remat, linear
 from nova_jax.models.layout import constrain
+from nova_jax.models.observe import observe
 
 # Axes of noisy copies of frames' tokens, in training; see `nova_jax.models.layout`.
 _COPIES = (None, "frames", None, None)
@@ -124,6 +125,7 @@ class DiffusionHead(nnx.Module):
                 that a feature is embedded once for all its noisy copies and sampling steps, and a
                 timestep once for all tokens.
         """
+        observe("diffusion_head.condition", condition)
         condition = constrain(jax.nn.silu(condition), *_COPIES)
         h, _ = self.blocks(self.patch_embed(x), condition)
         return self._project(h, self.final_modulation(condition))

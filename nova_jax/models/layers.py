@@ -5,18 +5,18 @@ metadata; `logical_axes` reads them and `nova_jax.distributed.mesh` maps them to
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.experimental import checkify
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nova_jax.models.layout import AxisNames, constrain
+from nova_jax.models.observe import hand_on, observe, observed
 
 # What a block keeps for its backward pass: everything; its matrix products; nothing but its input.
 Remat = Literal["none", "dots", "full"]
@@ -140,16 +140,6 @@ def unpatchify(
     return rearrange(tokens, pattern, H=grid[0], W=grid[1], p=patch, q=patch)
 
 
-#: Whether models are traced with `check_finite`; what traces them so needs `checkify`.
-checked = jax.make_user_context(default_value=False)
-
-
-def check_finite(x: jax.Array, where: str, **numbers: Any) -> None:
-    """Names this place if `x` is not finite; nothing at all unless `checked`."""
-    if checked.value:
-        checkify.check(jnp.isfinite(x).all(), where, **numbers)
-
-
 class BlockStack(nnx.Module):
     """`depth` equal blocks whose parameters are stacked on a leading axis and scanned.
 
@@ -161,7 +151,7 @@ class BlockStack(nnx.Module):
         remat: what each block recomputes in the backward pass instead of keeping it.
         unroll: blocks per iteration of the compiled loop; the loop vanishes at `depth`.
         axes: logical axes of the carried value, see `nova_jax.models.layout`.
-        name: what to call the blocks where one gives what is not finite.
+        name: what observers call the blocks, followed by an index.
     """
 
     def __init__(
@@ -194,20 +184,25 @@ class BlockStack(nnx.Module):
         """
         graph, state = nnx.split(self.block)
 
-        def body(x: Any, slices: Any) -> tuple[Any, Any]:
-            block_state, extra, index = slices
+        def apply(x: Any, block_state: Any, extra: Any) -> tuple[Any, Any]:
             block = nnx.merge(graph, block_state)
             x, new = (block(x, *shared), None) if extra is None else block(x, *shared, extra)
-            check_finite(x, self.name + " {index}", index=index)
+            observe(self.name, x)
             # Arrays without those axes, as of the diffusion head in sampling, lie as they come.
             return constrain(x, *self.axes) if jnp.ndim(x) == len(self.axes) else x, new
+
+        def body(x: Any, slices: Any) -> tuple[Any, Any]:
+            (x, new), places = observed(apply)(x, *slices)
+            return x, (new, places)
 
         if self.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             policy = dots if self.remat == "dots" else None
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-        slices = (state, per_block, jnp.arange(self.depth))
-        return jax.lax.scan(body, x, slices, unroll=min(self.unroll, self.depth))
+        unroll = min(self.unroll, self.depth)
+        x, (new, places) = jax.lax.scan(body, x, (state, per_block), unroll=unroll)
+        hand_on(places, self.depth)
+        return x, new
 
     def all_but_last(self, x: Any, *shared: Any) -> tuple[Any, Any]:
         """Applies all blocks but the last; returns x and the last block (no gradient is meant)."""
@@ -226,9 +221,3 @@ class BlockStack(nnx.Module):
         """The results of `function` for each block, stacked; the blocks do not see each other."""
         graph, state = nnx.split(self.block)
         return jax.lax.map(lambda block: function(nnx.merge(graph, block)), state)
-
-    def unstacked(self) -> Iterator[Any]:
-        """The blocks one by one, as modules of their own: for inspection, not for speed."""
-        graph, state = nnx.split(self.block)
-        for i in range(self.depth):
-            yield nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))

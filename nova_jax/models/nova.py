@@ -19,8 +19,9 @@ from jaxtyping import Array, Float, Int
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.models.embeddings import DEFAULT_FPS, LabelEmbed, MotionEmbed, TextEmbed
-from nova_jax.models.layers import BlockStack, Remat, check_finite, patchify
+from nova_jax.models.layers import BlockStack, Remat, patchify
 from nova_jax.models.layout import constrain
+from nova_jax.models.observe import observe
 from nova_jax.models.spatial_decoder import SpatialDecoder
 from nova_jax.models.temporal_encoder import TemporalEncoder
 
@@ -144,9 +145,9 @@ class Nova(nnx.Module):
             Features of all tokens in reveal order.
         """
         condition = self.embed_conditions(conditions)
-        check_finite(condition, "the condition tokens")
+        observe("the condition tokens", condition)
         indicators = self.temporal_encoder(latents, condition)
-        check_finite(indicators, "temporal_encoder")
+        observe("temporal_encoder", indicators)
         tokens = rearrange(self.tokens(latents), "b t n p -> (b t) n p")
         tokens, order = constrain(tokens, "frames", None, None), constrain(order, "frames", None)
         visible = order[:, : self.config.max_visible_tokens, None]

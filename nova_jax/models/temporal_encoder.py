@@ -27,6 +27,7 @@ from nova_jax.models.embeddings import (
 )
 from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
 from nova_jax.models.layout import constrain, ways
+from nova_jax.models.observe import observe
 
 
 class Mixer(nnx.Module):
@@ -99,7 +100,9 @@ class TemporalEncoder(nnx.Module):
         """
         side = 2 * self.config.patch_size
         rows, columns = self.config.temporal_grid
-        return self.patch_embed(patchify(latents[:, :, : rows * side, : columns * side], side))
+        x = self.patch_embed(patchify(latents[:, :, : rows * side, : columns * side], side))
+        observe("temporal_encoder.patch_embed", x)
+        return x
 
     def begin_of_video(self, batch: int) -> Float[Array, "b 1 m d"]:
         """The learned token that stands where frame 0 has no frame before it."""
@@ -158,7 +161,9 @@ class TemporalEncoder(nnx.Module):
         if self.mixer is None or features.shape[1] == 1:
             return features
         anchor = features[:, :1]
-        return jnp.concatenate([anchor, self.mixer(anchor, features[:, 1:])], axis=1)
+        mixed = self.mixer(anchor, features[:, 1:])
+        observe("temporal_encoder.mixer", mixed)
+        return jnp.concatenate([anchor, mixed], axis=1)
 
     def __call__(
         self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
@@ -176,6 +181,7 @@ class TemporalEncoder(nnx.Module):
         x = constrain(x, "batch", "sequence", None)
         x, _ = self.blocks(x, self.rotary(frames, length, padding=padding), seen)
         features = self.norm(x[:, length:tokens])
+        observe("temporal_encoder.norm", features)
         return self.mix(rearrange(features, "b (t m) d -> b t m d", t=frames))
 
     def empty_cache(self, batch: int, frames: int, condition_tokens: int) -> KVCache:

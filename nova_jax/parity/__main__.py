@@ -41,21 +41,6 @@ _DTYPE = flags.DEFINE_enum(
 _WORST = flags.DEFINE_bool("worst", False, "Of arrays that differ in numbers alone, the worst.")
 
 
-# --- frozen parts and whole pipelines ----------------------------------------------------------
-
-
-# --- generation --------------------------------------------------------------------------------
-
-
-# --- training ----------------------------------------------------------------------------------
-
-
-# --- recorded inputs ---------------------------------------------------------------------------
-
-
-# --- command -----------------------------------------------------------------------------------
-
-
 def main(directories: Sequence[str]) -> None:
     """Compares the folders, prints the table and exits with 1 if anything is amiss."""
     rows, missing = check(

@@ -13,24 +13,16 @@ from nova_jax.errors import NovaError
 
 Arrays = dict[str, np.ndarray]
 
-
 # Relative tolerances, max |a − b| / max |b|, for folders without a tolerance.json.
 MODULE_TOLERANCE, TRAJECTORY_TOLERANCE, PIXEL_TOLERANCE = 1e-5, 1e-4, 1 / 255
-
-
 MOST_DIFFERING = 1e-3  # share of pixels
-
-
 # Of gradient norms after two steps of Adam or more, the least tolerance. Where a gradient is
 # rounding, Adam makes a step of ±lr of it: float32 orders of ours that should be equal (blocks or a
 # mask in attention, JAX 0.10 or 0.12) differ there by up to 4e-6, in t2v_rope; they are 6e-6 to
 # 1.01e-5 from the recording. The recording's own rule, ten times the difference of two orders,
 # would be 4e-5.
 AFTER_STEPS_TOLERANCE = 2e-5
-
-
 _AFTER_STEPS = re.compile(r"train\.step[2-9]\.grad_norm\.")
-
 
 COLUMNS = (
     "folder",

@@ -6,34 +6,25 @@ The recorded call is small: few steps, at most three latent frames, one prompt.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from nova_jax.errors import NovaError
 from nova_jax.models.config import StageSize
+from nova_jax.parity.compare import Arrays
 
-Arrays = dict[str, np.ndarray]
 PROMPT = "many spotted jellyfish pulsating under water"
 MODULES = ("video_encoder", "image_encoder", "image_decoder")
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """Arguments of the call, and arrays as in ``golden.safetensors``, of the call and of parts."""
-
-    arguments: dict[str, Any]
-    call: Arrays
-    autoencoder: Arrays
-    text_encoder: Arrays
-
-
-def record(directory: Path) -> Recording:
+def record(directory: Path) -> tuple[dict[str, Any], Arrays]:
     """Runs the release on a checkpoint, in float32 on the CPU.
+
+    Returns:
+        Arguments of the call, and arrays as in ``golden.safetensors``, of the call ("live") and of
+        the parts.
 
     Raises:
         NovaError: the release's package or torch is not installed, or it cannot load the model.
@@ -55,13 +46,9 @@ def record(directory: Path) -> Recording:
     except Exception as error:  # whatever its loaders raise
         raise NovaError(f"the PyTorch release cannot load {directory}: {error}") from error
     with torch.no_grad():
-        arguments, call = _record_call(torch, pipe, labels)
-        return Recording(
-            arguments,
-            call,
-            _record_autoencoder(torch, pipe.vae),
-            {} if labels else _record_text_encoder(torch, pipe),
-        )
+        arguments, recorded = _record_call(torch, pipe, labels)
+        recorded |= _record_autoencoder(torch, pipe.vae)
+        return arguments, recorded if labels else recorded | _record_text_encoder(torch, pipe)
 
 
 def _load_parts(torch: Any, directory: Path) -> dict[str, Any]:

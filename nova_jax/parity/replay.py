@@ -3,66 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import safetensors.numpy
-from einops import rearrange, repeat
+from einops import rearrange
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 from safetensors import SafetensorError
 
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints import diffusers, rules
+from nova_jax.distributed.mesh import make_mesh
 from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import DEFAULT_FLOW
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.observe import Places, observed
+from nova_jax.parity import inputs
 from nova_jax.parity.compare import Arrays, Row, compare
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling import frames as sampling
 from nova_jax.sampling.denoise import GivenNoise
-from nova_jax.sampling.guidance import GuidanceConfig
-from nova_jax.sampling.order import set_sizes, to_reveal_order, to_row_major
+from nova_jax.sampling.order import set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.training.loss import TrainingDraws, training_loss
-from nova_jax.training.optimizer import OptimizerConfig, make_optimizer, split_model
+from nova_jax.training.loss import TrainingDraws
+from nova_jax.training.optimizer import (
+    OptimizerConfig,
+    learning_rate_schedule,
+    make_optimizer,
+    split_model,
+)
+from nova_jax.training.state import Blueprint, EMAConfig, TrainState
+from nova_jax.training.step import training_step
 
-# Arguments of a recorded generation, by their names in the release.
-_CALL_ARGUMENTS = {
-    "batch",
-    "max_latent_length",
-    "num_inference_steps",
-    "num_diffusion_steps",
-    "guidance_scale",
-    "min_guidance_scale",
-    "guidance_trunc",
-    "guidance_renorm",
-    "image_guidance_scale",
-    "spatiotemporal_guidance_scale",  # accepted by the release, and without effect
-    "motion_flow",
-    "fps",
-    "flow_shift",
-    "image_latent",
-}
-
-
-_TRAIN_ARGUMENTS = {
-    "batch",
-    "frames",
-    "loss_repeat",
-    "lr",
-    "betas",
-    "eps",
-    "weight_decay",
-    "motion_flow",
-    "fps",
-    "steps",
+# Places of our forward pass, see `nova_jax.models.observe`, and what the release calls them.
+_PLACES = {
+    "temporal_encoder.patch_embed": "video_encoder.patch_embed",
+    "temporal_encoder.blocks": "video_encoder.blocks",
+    "temporal_encoder.norm": "video_encoder",
+    "temporal_encoder.mixer": "video_encoder.mixer",
+    "spatial_decoder.encoder_blocks": "image_encoder.blocks",
+    "spatial_decoder": "image_encoder",
+    "diffusion_head.condition": "image_decoder.time_cond_embed",
+    "diffusion_head.blocks": "image_decoder.blocks",
+    "diffusion_head": "image_decoder",
 }
 
 
@@ -104,13 +96,12 @@ def check_live(source: Path, dtype: str = "float32") -> tuple[list[Row], list[st
     from nova_jax.parity.live import record  # imports torch
 
     directory = diffusers.resolve(source)
-    recording = record(directory)
+    arguments, recorded = record(directory)
     pipeline = NovaPipeline.from_pretrained(directory, dtype=dtype)
-    computed = run_pipeline(pipeline, "live", recording.arguments, recording.call, first=True)
-    computed |= run_autoencoder(directory / "vae", recording.autoencoder, dtype)
-    if recording.text_encoder:
-        computed |= run_phi(directory / "text_encoder", recording.text_encoder, dtype)
-    recorded = recording.call | recording.autoencoder | recording.text_encoder
+    computed = run_pipeline(pipeline, "live", arguments, recorded, first=True)
+    computed |= run_autoencoder(directory / "vae", recorded, dtype)
+    if "in.input_ids" in recorded:
+        computed |= run_phi(directory / "text_encoder", recorded, dtype)
     return compare(str(directory), recorded, computed, {})
 
 
@@ -122,12 +113,12 @@ def run_autoencoder(directory: Path, recorded: Arrays, dtype: str) -> Arrays:
         if not name.endswith(".in.pixels"):
             continue
         case = name.removesuffix(".in.pixels")
-        x = _videos(pixels)
+        x = inputs.videos(pixels)
         latents = recorded[f"{case}.latents"]
         computed = {
             "moments": codec.moments(x),
             "latents": codec.encode(x),
-            "decoded": codec.decode(_videos(latents)),
+            "decoded": codec.decode(inputs.videos(latents)),
         }
         for result, value in computed.items():
             value = np.moveaxis(np.asarray(value), -1, 1)
@@ -155,37 +146,18 @@ def run_pipeline(
 
     With `first` also the outputs of the three stages at their first call.
     """
-    config = pipeline.config
-    options = dict(arguments)
-    steps = len(set_sizes(config.num_tokens, arguments["num_inference_steps"]))
-    schedule = pipeline.schedule.sampling_steps(
-        arguments["num_diffusion_steps"], arguments.get("flow_shift")
-    )
-    order = jnp.asarray(recorded[f"{call}.in.order"], jnp.int32)
-    step_noise = recorded.get(f"{call}.in.step_noise")
-    options["order"] = order
-    options["noise"] = GivenNoise(
-        images=_channels_last(recorded[f"{call}.in.noise"]),
-        step_images=None if step_noise is None else _channels_last(step_noise),
-        order=order,
-        steps=steps,
-        draws=schedule.noise_draws,
-        patch=config.patch_size,
-    )
+    sampling_config = inputs.sampling_config(arguments)
+    noise = inputs.noise(pipeline.config, pipeline.schedule, sampling_config, call, recorded)
+    options = dict(arguments, order=noise.order, noise=noise)
     if (image := recorded.get(f"{call}.in.image")) is not None:
         mean, deviation = pipeline.codec.posterior(to_float(image)[None, None])
-        options["latents"] = mean + deviation * _videos(recorded[f"{call}.in.vae_noise"])
+        options["latents"] = mean + deviation * inputs.videos(recorded[f"{call}.in.vae_noise"])
     pixels = recorded.get(f"{call}.pixels")
     output = pipeline(**options, output_type="latent" if pixels is None else "np")
     results = {"latents": np.moveaxis(output.latents, -1, 1)}
     if pixels is not None:
         results["pixels"] = output.frames if pixels.ndim == 5 else output.frames[:, 0]
     if first:
-        sampling_config = sampling.SamplingConfig(
-            num_inference_steps=arguments["num_inference_steps"],
-            num_diffusion_steps=arguments["num_diffusion_steps"],
-            guidance=GuidanceConfig(scale=arguments["guidance_scale"]),
-        )
         outputs = first_calls(
             pipeline.model,
             pipeline.schedule,
@@ -193,57 +165,25 @@ def run_pipeline(
             output.latents.shape[1],
             sampling_config,
             None,
-            order,
-            options["noise"],
+            noise,
         )
         results |= {name: np.asarray(value) for name, value in outputs.items()}
     return {f"{call}.{name}": value for name, value in results.items()}
-
-
-def _videos(x: np.ndarray) -> jax.Array:
-    """[B, C, H, W] or [B, C, T, H, W] as [B, T, H, W, C]."""
-    return jnp.asarray(np.moveaxis(x[:, :, None] if x.ndim == 4 else x, 1, -1))
 
 
 def run_generation(
     model: Nova, schedule: Schedule, call: str, arguments: Mapping[str, Any], recorded: Arrays
 ) -> Arrays:
     """Repeats a recorded generation: its latents and the outputs of each stage's first call."""
-    _check_arguments(call, arguments, _CALL_ARGUMENTS)
+    inputs.check_arguments(call, arguments, inputs.GENERATION_ARGUMENTS)
     config, batch = model.config, arguments["batch"]
-    conditions = _conditions(model, f"{call}.in", batch, recorded)
-    if config.is_video and arguments.get("motion_flow", DEFAULT_FLOW) is not None:
-        flow, fps = arguments.get("motion_flow", DEFAULT_FLOW), arguments.get("fps")
-        conditions = dataclasses.replace(
-            conditions, flow=_per_sample(flow, batch), fps=_per_sample(fps, batch)
-        )
-    options = sampling.SamplingConfig(
-        num_inference_steps=arguments["num_inference_steps"],
-        num_diffusion_steps=arguments["num_diffusion_steps"],
-        guidance=GuidanceConfig(
-            scale=arguments.get("guidance_scale", 1.0),
-            min_scale=arguments.get("min_guidance_scale"),
-            trunc=arguments.get("guidance_trunc") or 0.0,
-            renorm=arguments.get("guidance_renorm", 1.0),
-            image_scale=arguments.get("image_guidance_scale"),
-        ),
-        flow_shift=arguments.get("flow_shift"),
-    )
-    sizes = set_sizes(config.num_tokens, options.num_inference_steps)
-    order = jnp.asarray(recorded[f"{call}.in.order"], jnp.int32)
-    step_noise = recorded.get(f"{call}.in.step_noise")
-    steps = schedule.sampling_steps(options.num_diffusion_steps, options.flow_shift)
-    noise = GivenNoise(
-        images=_channels_last(recorded[f"{call}.in.noise"]),
-        step_images=None if step_noise is None else _channels_last(step_noise),
-        order=order,
-        steps=len(sizes),
-        draws=steps.noise_draws,
-        patch=config.patch_size,
-    )
+    flow = arguments.get("motion_flow", DEFAULT_FLOW)
+    conditions = inputs.conditions(config, call, arguments, recorded, flow=flow)
+    options = inputs.sampling_config(arguments)
+    noise = inputs.noise(config, schedule, options, call, recorded)
     image = None
     if arguments.get("image_latent"):
-        image = _channels_last(recorded[f"{call}.in.image_latent"])
+        image = inputs.channels_last(recorded[f"{call}.in.image_latent"])
     frames = arguments["max_latent_length"]
     latents = sampling.generate(
         model,
@@ -253,13 +193,13 @@ def run_generation(
         config=options,
         keys=jax.random.split(jax.random.key(0), batch),
         given=None if image is None else image[:, None],
-        order=order,
+        order=noise.order,
         noise=noise,
     )
     results = {
         "latents": np.moveaxis(np.asarray(latents), -1, 1),
-        "num_preds": sizes,
-        **first_calls(model, schedule, conditions, frames, options, image, order, noise),
+        "num_preds": set_sizes(config.num_tokens, options.num_inference_steps),
+        **first_calls(model, schedule, conditions, frames, options, image, noise),
     }
     return {f"{call}.{name}": np.asarray(value) for name, value in results.items()}
 
@@ -271,11 +211,10 @@ def first_calls(
     frames: int,
     options: sampling.SamplingConfig,
     image: jax.Array | None,
-    order: jax.Array,
     noise: GivenNoise,
 ) -> dict[str, jax.Array]:
     """Outputs of the three stages at their first call, guidance passes stacked on the batch."""
-    config, guidance = model.config, options.guidance
+    config, guidance, order = model.config, options.guidance, noise.order
     stacked = sampling.stack_passes(
         conditions, sampling.unconditional(conditions, config), guidance
     )
@@ -316,203 +255,92 @@ def first_calls(
 
 
 def run_training(
-    model: Nova, schedule: Schedule, arguments: Mapping[str, Any], recorded: Arrays
+    model: Nova,
+    schedule: Schedule,
+    arguments: Mapping[str, Any],
+    recorded: Arrays,
+    mesh: Mesh | None = None,
 ) -> Arrays:
-    """Repeats the recorded training steps: losses, masks, gradients, parameters, activations."""
-    _check_arguments("train", arguments, _TRAIN_ARGUMENTS)
-    config, batch = model.config, arguments["batch"]
-    given = recorded["train.in.latents"]
-    given = given[:, :, None] if given.ndim == 4 else given
-    latents = jnp.asarray(rearrange(given, "b c t h w -> b t h w c"))
-    conditions = _conditions(model, "train.in", batch, recorded)
-    if config.is_video and arguments.get("motion_flow") is not None:
-        conditions = dataclasses.replace(
-            conditions,
-            flow=_per_sample(arguments["motion_flow"], batch),
-            fps=_per_sample(arguments.get("fps"), batch),
-        )
-    optimizer = make_optimizer(
-        OptimizerConfig(
-            learning_rate=arguments["lr"],
-            b1=arguments["betas"][0],
-            b2=arguments["betas"][1],
-            eps=arguments.get("eps", 1e-8),
-            weight_decay=arguments["weight_decay"],
-        ),
-        arguments["steps"],
+    """Repeats the recorded training steps: losses, masks, gradients, parameters, activations.
+
+    They run on a mesh that the model lies on, by default of the first device.
+    """
+    inputs.check_arguments("train", arguments, inputs.TRAINING_ARGUMENTS)
+    config = model.config
+    flow = arguments.get("motion_flow")
+    conditions = inputs.conditions(config, "train", arguments, recorded, flow=flow)
+    batch = {"latents": inputs.videos(recorded["train.in.latents"])}
+    batch |= {name: value for name, value in vars(conditions).items() if value is not None}
+    options = OptimizerConfig(
+        learning_rate=arguments["lr"],
+        b1=arguments["betas"][0],
+        b2=arguments["betas"][1],
+        eps=arguments.get("eps", 1e-8),
+        weight_decay=arguments["weight_decay"],
     )
+    optimizer = make_optimizer(options, arguments["steps"])
     graph, params, frozen = split_model(model, config)
-    state = optimizer.init(params)
-
-    @jax.jit
-    def train_step(params: Any, state: Any, draws: TrainingDraws) -> tuple[Any, ...]:
-        def loss(params: Any) -> Any:
-            model = nnx.merge(graph, params, frozen)
-            return training_loss(model, schedule, latents, conditions, draws)
-
-        (_, parts), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, gradients, parts
-
+    state = TrainState(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params), params)
+    step_function = functools.partial(
+        training_step,
+        Blueprint(graph),
+        mesh=make_mesh(jax.devices()[:1]) if mesh is None else mesh,
+        schedule=schedule,
+        optimizer=optimizer,
+        learning_rate=learning_rate_schedule(options, arguments["steps"]),
+        ema=EMAConfig(),
+    )
+    train_step = jax.jit(observed(step_function, look=lambda x: x))
     results: Arrays = {}
     for step in range(arguments["steps"]):
         name = f"train.step{step}"
-        draws = _draws(model, name, arguments["loss_repeat"], recorded)
+        draws = inputs.draws(config, name, arguments["loss_repeat"], recorded)
+        (state, metrics, parts, gradients), places = train_step(state, batch, draws)
         if step == 0:
-            initial = nnx.merge(graph, params, frozen)
-            acts = activations(initial, schedule, latents, conditions, draws)
+            acts = _activations(places, config, draws)
             results |= {f"train.act.{key}": value for key, value in acts.items()}
-        params, state, gradients, parts = train_step(params, state, draws)
         hidden = jnp.broadcast_to(parts.weight[None, :, None], (*draws.order.shape, 1))
         results[f"{name}.mask"] = np.asarray(to_row_major(hidden, draws.order))
-        results[f"{name}.loss"] = np.asarray(parts.loss)
-        results[f"{name}.loss_t2i"] = np.asarray(parts.first)
-        results[f"{name}.loss_i2i"] = np.asarray(parts.rest)
+        results[f"{name}.loss"] = np.asarray(metrics["loss"])
+        results[f"{name}.loss_t2i"] = np.asarray(metrics["loss_first"])
+        results[f"{name}.loss_i2i"] = np.asarray(metrics["loss_rest"])
         for key, value in _released(config, gradients).items():
             results[f"{name}.grad.{key}"] = value
             results[f"{name}.grad_norm.{key}"] = _norm(value)
-        for key, value in _released(config, params).items():
+        for key, value in _released(config, state.params).items():
             results[f"{name}.param_norm.{key}"] = _norm(value)
     return results
 
 
-def activations(
-    model: Nova,
-    schedule: Schedule,
-    latents: jax.Array,
-    conditions: Conditions,
-    draws: TrainingDraws,
-) -> Arrays:
-    """Outputs of modules and of every block in a training forward pass, by released names.
+def _activations(places: Places, config: NovaConfig, draws: TrainingDraws) -> Arrays:
+    """What places of the forward pass gave, by released names and as the release lays it out.
 
-    The blocks run one by one here, on the inputs that the real forward pass gives them.
+    The spatial decoder has tokens in reveal order, and pads those that its first half sees to a
+    fixed number; so has the diffusion head, with noisy copies on an axis of their own. The release
+    pads nothing, has only the visible tokens in reveal order, and counts copies as frames.
     """
-    config = model.config
-    batch, frames = latents.shape[:2]
-    visible = int(draws.num_visible)
-
-    @nnx.jit
-    def run(model: Nova) -> dict[str, jax.Array]:
-        out: dict[str, jax.Array] = {}
-        # Temporal encoder.
-        encoder, condition = model.temporal_encoder, model.embed_conditions(conditions)
-        length = condition.shape[1]
-        out["text_embed" if config.text_dim else "label_embed"] = condition[:, : config.text_length]
-        if frames > 1:
-            out["video_encoder.patch_embed"] = encoder.embed_frames(latents[:, :-1])
-        x = encoder.sequence(latents, condition)
-        rotary, mask = encoder.rotary(frames, length), encoder.mask(frames, length)
-        x = _blocks(out, "video_encoder", encoder.blocks, 0, x, rotary, mask)
-        features = encoder.norm(x[:, length:])
-        out["video_encoder"] = features
-        features = rearrange(features, "b (t m) d -> b t m d", t=frames)
-        indicators = encoder.mix(features)
-        if encoder.mixer is not None and frames > 1:
-            out["video_encoder.mixer"] = indicators[:, 1:]
-        # Spatial decoder, on exactly the visible tokens.
-        decoder, order = model.spatial_decoder, draws.order
-        indicators = rearrange(indicators, "b t m d -> (b t) m d")
-        m, rotary = indicators.shape[1], decoder.rotary(order)
-        tokens = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
-        out["image_encoder.patch_embed"] = decoder.patch_embed(tokens)
-        tokens = to_reveal_order(tokens, order)
-        seen = decoder.embed_visible(tokens[:, :visible], order)
-        x = jnp.concatenate([indicators, seen], axis=1)
-        seen_rotary = None if rotary is None else rotary[:, : m + visible]
-        x = _blocks(out, "image_encoder", decoder.encoder_blocks, 0, x, seen_rotary, None)
-        x = jnp.concatenate([x, decoder.mask_tokens(order)[:, visible:]], axis=1)
-        half = decoder.encoder_blocks.depth
-        late: dict[str, jax.Array] = {}
-        x = _blocks(late, "image_encoder", decoder.decoder_blocks, half, x, rotary, None)
-        for name, value in late.items():  # to the release's row-major order
-            rows = to_row_major(value[:, m:], order)
-            out[name] = jnp.concatenate([value[:, :m], rows], axis=1)
-        features = decoder.norm(x[:, m:])
-        out["image_encoder"] = to_row_major(features, order)
-        # Diffusion head, on row-major tokens, copies outermost.
-        head, table = model.diffusion_head, schedule.training_table()
-        tokens = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
-        index = draws.timestep_index
-        columns = (table.signal, table.noise, table.time)
-        signal, spread, time = (jnp.asarray(column)[index] for column in columns)
-        x = signal[..., None] * tokens[None] + spread[..., None] * draws.noise
-        x = head.patch_embed(x)
-        out["image_decoder.patch_embed"] = x
-        z = repeat(out["image_encoder"], "f n d -> r f n d", r=index.shape[0])
-        condition = head.feature_embed(z) + head.embed_step(time)
-        out["image_decoder.time_cond_embed"] = condition
-        silu = jax.nn.silu(condition)
-        x = _blocks(out, "image_decoder", head.blocks, 0, x, silu)
-        scale, shift = jnp.split(head.final_modulation(silu), 2, axis=-1)
-        out["image_decoder.norm"] = head.final_norm(x) * (1 + scale) + shift
-        out["image_decoder"] = head.out(out["image_decoder.norm"])
-        for name, value in out.items():
-            if name.startswith("image_decoder"):
-                out[name] = rearrange(value, "r f n d -> (r f) n d")
-        return out
-
-    return {name: np.asarray(value) for name, value in run(model).items()}
-
-
-def _blocks(
-    out: dict[str, jax.Array], stage: str, stack: Any, first: int, x: Any, *shared: Any
-) -> jax.Array:
-    for i, block in enumerate(stack.unstacked(), start=first):
-        x = out[f"{stage}.blocks.{i}"] = block(x, *shared)
-    return x
-
-
-def _check_arguments(call: str, arguments: Mapping[str, Any], known: Iterable[str]) -> None:
-    if unknown := sorted(set(arguments) - set(known)):
-        raise NovaError(f"case.json: {call} has the unknown argument {unknown[0]!r}")
-
-
-def _channels_last(array: np.ndarray) -> jax.Array:
-    """[..., C, h, w] to [..., h, w, C]."""
-    return jnp.asarray(np.moveaxis(array, -3, -1))
-
-
-def _per_sample(value: float | Sequence[float] | None, batch: int) -> jax.Array | None:
-    if value is None:
-        return None
-    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (batch,))
-
-
-def _conditions(model: Nova, prefix: str, batch: int, recorded: Arrays) -> Conditions:
-    """Text or class conditions; prompts are recorded unpadded."""
-    config = model.config
-    if config.text_dim is None:
-        return Conditions(label=jnp.asarray(recorded[f"{prefix}.labels"], jnp.int32))
-    assert config.text_length is not None
-    text = np.zeros((batch, config.text_length, config.text_dim), np.float32)
-    length = np.zeros(batch, np.int32)
-    for i in range(batch):
-        prompt = recorded[f"{prefix}.text.{i}"][: config.text_length]
-        length[i] = len(prompt)
-        text[i, : len(prompt)] = prompt
-    return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(length))
-
-
-def _draws(model: Nova, step: str, repeats: int, recorded: Arrays) -> TrainingDraws:
-    tokens = model.config.num_tokens
-    order = np.argsort(recorded[f"{step}.in.mask_uniform"][..., 0], axis=1, kind="stable")
-    ratio = float(recorded[f"{step}.in.mask_ratio"][0])
-    visible = int(np.round((1 - ratio) * tokens))
-    noise = rearrange(recorded[f"{step}.in.noise"], "(r f) n p -> r f n p", r=repeats)
-    index = rearrange(recorded[f"{step}.in.timestep_index"], "(r f) n -> r f n", r=repeats)
-    return TrainingDraws(
-        order=jnp.asarray(order, jnp.int32),
-        num_visible=jnp.asarray(visible, jnp.int32),
-        noise=jnp.asarray(noise),
-        timestep_index=jnp.asarray(index, jnp.int32),
-    )
+    visible = config.indicator_tokens + int(draws.num_visible)
+    frames, inverse = np.arange(len(draws.order))[:, None], np.argsort(draws.order, axis=1)
+    results: Arrays = {}
+    for place, value in places.items():
+        stack, _, index = place.rpartition(".")
+        x = np.asarray(value)
+        if stack == "spatial_decoder.encoder_blocks":
+            x = x[:, :visible]
+        elif place == "spatial_decoder" or place.startswith("diffusion_head"):
+            x = rearrange(x[..., frames, inverse, :], "... f n d -> (... f) n d")
+        if place in _PLACES:
+            results[_PLACES[place]] = x
+        elif stack in _PLACES:
+            results[f"{_PLACES[stack]}.{index}"] = x
+    return results
 
 
 def _norm(array: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(array.astype(np.float64)))
 
 
-def _released(config: Any, variables: Any) -> Arrays:
+def _released(config: NovaConfig, variables: Any) -> Arrays:
     """Our variables, a nested dict, under released names."""
     return dict(rules.to_released(config, flatten_dict(variables)))
 

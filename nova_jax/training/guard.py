@@ -18,15 +18,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
-from jax.experimental import checkify
 from jax.sharding import Mesh
 
-from nova_jax.distributed.mesh import on_mesh, replicated
+from nova_jax.distributed.mesh import replicated
 from nova_jax.errors import NovaError
-from nova_jax.models.layers import checked
+from nova_jax.models.observe import Places, observed
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.training.loss import LossParts
+from nova_jax.training.optimizer import Params
 from nova_jax.training.state import Blueprint, TrainState
-from nova_jax.training.step import Batch, Metrics, batch_loss
+from nova_jax.training.step import Batch, Metrics, loss_and_gradients, step_draws
 
 logger = logging.getLogger(__name__)
 
@@ -119,26 +120,22 @@ def make_diagnosis(
     `state`, which are the step's own if the steps since were skipped too.
     """
 
-    def loss_of(params: Any, frozen: Any, batch: Batch, step: Any) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), step - 1)
-        model = blueprint.model(params, frozen)
-        return batch_loss(model, schedule, batch, key, loss_repeat)[0]
+    def finite(x: jax.Array) -> jax.Array:
+        return jnp.isfinite(x).all()
 
-    def finite(tree: Any) -> Any:
-        return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+    def repeat(state: TrainState, batch: Batch, step: int) -> tuple[LossParts, Params]:
+        config = blueprint.model(state.params, state.frozen).config
+        draws = step_draws(config, schedule, batch, step - 1, loss_repeat=loss_repeat, seed=seed)
+        return loss_and_gradients(blueprint, state, batch, draws, mesh=mesh, schedule=schedule)
 
-    everywhere = replicated(mesh)
-    finite_of = jax.jit(finite, out_shardings=everywhere)
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def finite_of(tree: Any) -> Any:
+        return jax.tree.map(finite, tree)
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def forward(*arguments: Any) -> Any:
-        with checked(True):
-            return checkify.checkify(loss_of, errors=checkify.user_checks)(*arguments)
-
-    @functools.partial(jax.jit, out_shardings=everywhere)
-    def gradients(*arguments: Any) -> Any:
-        with on_mesh(mesh):  # checkify cannot follow what is laid out by hand
-            return finite(jax.grad(loss_of)(*arguments))
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def look(state: TrainState, batch: Batch, step: int) -> tuple[jax.Array, Places, Any]:
+        (parts, gradients), places = observed(repeat, finite)(state, batch, step)
+        return parts.loss, places, finite_of(gradients)
 
     def first(flags: Mapping[str, Any]) -> str | None:
         flat = flatten_dict(flags, sep=".")
@@ -149,13 +146,12 @@ def make_diagnosis(
             return f"the batch's {name}"
         if name := first(finite_of(state.params)):
             return f"the parameter {name}"
-        arguments = (state.params, state.frozen, batch, step)
-        error, loss = forward(*arguments)
-        if message := error.get():
-            return message.removesuffix(" (`check` failed)")
+        loss, places, gradients = look(state, batch, step)
+        if name := first(places):
+            return name
         if not math.isfinite(loss):
             return "the loss, though no module's output"
-        if name := first(gradients(*arguments)):
+        if name := first(gradients):
             return f"the gradient of {name}"
         return "not when repeated with the parameters after it"
 

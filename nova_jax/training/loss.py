@@ -12,9 +12,9 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.layers import check_finite
 from nova_jax.models.layout import constrain
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.observe import observe
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import Schedule
 
@@ -35,6 +35,34 @@ class TrainingDraws:
     num_visible: Int[Array, ""]
     noise: Float[Array, "r f n p"]
     timestep_index: Int[Array, "r f n"]
+
+    @classmethod
+    def sample(
+        cls,
+        config: NovaConfig,
+        schedule: Schedule,
+        key: Key[Array, ""],
+        *,
+        batch: int,
+        frames: int,
+        loss_repeat: int = 4,
+    ) -> "TrainingDraws":
+        """Draws masks, noise and timesteps for `batch` videos of `frames` frames.
+
+        The mask ratio is one draw a batch from a normal(1, 0.25) cut to [0.7, 1] (MAR, section 4).
+        """
+        order_key, ratio_key, noise_key, time_key = jax.random.split(key, 4)
+        rows, tokens = batch * frames, config.num_tokens
+        order = jnp.argsort(jax.random.uniform(order_key, (rows, tokens)), axis=1)
+        ratio = 1.0 + 0.25 * jax.random.truncated_normal(ratio_key, (0.7 - 1.0) / 0.25, 0.0)
+        visible = jnp.round((1.0 - ratio) * tokens).astype(jnp.int32)
+        shape = (loss_repeat, rows, tokens)
+        return cls(
+            order=order.astype(jnp.int32),
+            num_visible=jnp.minimum(visible, config.max_visible_tokens),
+            noise=jax.random.normal(noise_key, (*shape, config.token_dim)),
+            timestep_index=schedule.draw_timesteps(time_key, shape),
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -61,33 +89,6 @@ class LossParts:
     mask_ratio: Float[Array, ""]
 
 
-def draw(
-    config: NovaConfig,
-    schedule: Schedule,
-    key: Key[Array, ""],
-    *,
-    batch: int,
-    frames: int,
-    loss_repeat: int = 4,
-) -> TrainingDraws:
-    """Draws masks, noise and timesteps for a batch.
-
-    The mask ratio is one draw a batch from a normal(1, 0.25) cut to [0.7, 1] (MAR, section 4).
-    """
-    order_key, ratio_key, noise_key, time_key = jax.random.split(key, 4)
-    rows, tokens = batch * frames, config.num_tokens
-    order = jnp.argsort(jax.random.uniform(order_key, (rows, tokens)), axis=1)
-    ratio = 1.0 + 0.25 * jax.random.truncated_normal(ratio_key, (0.7 - 1.0) / 0.25, 0.0)
-    visible = jnp.round((1.0 - ratio) * tokens).astype(jnp.int32)
-    shape = (loss_repeat, rows, tokens)
-    return TrainingDraws(
-        order=order.astype(jnp.int32),
-        num_visible=jnp.minimum(visible, config.max_visible_tokens),
-        noise=jax.random.normal(noise_key, (*shape, config.token_dim)),
-        timestep_index=schedule.draw_timesteps(time_key, shape),
-    )
-
-
 def training_loss(
     model: Nova,
     schedule: Schedule,
@@ -108,7 +109,7 @@ def training_loss(
     repeat, _, tokens, _ = draws.noise.shape
     features = model(latents, conditions, draws.order, draws.num_visible)
     features = constrain(features, "frames", None, None)
-    check_finite(features, "spatial_decoder")
+    observe("spatial_decoder", features)
 
     x = rearrange(model.tokens(latents), "b t n p -> (b t) n p")
     x = to_reveal_order(x, draws.order)[None]
@@ -122,7 +123,7 @@ def training_loss(
     times = head.embed_step(jnp.asarray(table.time))
     condition = head.feature_embed(features)[None] + times[index]
     prediction = head(signal * x + spread * noise, condition).astype(jnp.float32)
-    check_finite(prediction, "diffusion_head")
+    observe("diffusion_head", prediction)
     per_token = jnp.mean((prediction - schedule.target(x, noise)) ** 2, axis=-1)
 
     weight = (jnp.arange(tokens) >= draws.num_visible).astype(jnp.float32)

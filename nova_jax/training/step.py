@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,10 @@ from jax.sharding import Mesh
 
 from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.observe import Places, hand_on, observed
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.training.loss import LossParts, draw, training_loss
+from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
+from nova_jax.training.optimizer import Params
 from nova_jax.training.state import (
     Blueprint,
     EMAConfig,
@@ -66,43 +67,21 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(params: Any) -> tuple[jax.Array, LossParts]:
-            model = blueprint.model(params, state.frozen)
-            with on_mesh(mesh):
-                loss, parts = batch_loss(model, schedule, batch, key, loss_repeat)
-            if first_frame_loss != 1 and batch["latents"].shape[1] > 1:
-                loss = first_frame_loss * parts.first + parts.rest
-            return loss, dataclasses.replace(parts, loss=loss)
-
-        (_, parts), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = update_ema(ema, state.step + 1, state.ema, params)
-        # A step that is not finite only counts as one; all else stays what it was.
-        old = (state.params, state.optimizer, state.ema)
-        params, optimizer_state, average = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state, average), old
+        config = blueprint.model(state.params, state.frozen).config
+        draws = step_draws(config, schedule, batch, state.step, loss_repeat=loss_repeat, seed=seed)
+        new, metrics, *_ = training_step(
+            blueprint,
+            state,
+            batch,
+            draws,
+            mesh=mesh,
+            schedule=schedule,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            ema=ema,
+            first_frame_loss=first_frame_loss,
         )
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            frozen=state.frozen,
-            optimizer=optimizer_state,
-            ema=average,
-        )
-        return new, {
-            "loss": parts.loss,
-            "loss_first": parts.first,
-            "loss_rest": parts.rest,
-            "grad_norm": norm,
-            "param_norm": optax.tree.norm(params),
-            "lr": jnp.asarray(learning_rate(state.step), jnp.float32),
-            "skipped": 1.0 - finite.astype(jnp.float32),
-        }
+        return new, metrics
 
     shardings = state_shardings(state)
     return jax.jit(
@@ -113,16 +92,128 @@ def make_train_step(
     )
 
 
+def training_step(
+    blueprint: Blueprint,
+    state: TrainState,
+    batch: Batch,
+    draws: TrainingDraws,
+    *,
+    mesh: Mesh,
+    schedule: Schedule,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    ema: EMAConfig,
+    first_frame_loss: float = 1.0,
+) -> tuple[TrainState, Metrics, LossParts, Params]:
+    """All that a step does once everything random about it is given; to be compiled.
+
+    Args:
+        blueprint, mesh, schedule, optimizer, learning_rate, ema, first_frame_loss: see
+            `make_train_step`.
+        state: before the step.
+        batch: what it sees.
+        draws: what it draws.
+
+    Returns:
+        The state after the step and its metrics, see there; the loss taken apart; the gradients.
+        What a program does not use of it costs nothing.
+    """
+    parts, gradients = loss_and_gradients(
+        blueprint,
+        state,
+        batch,
+        draws,
+        mesh=mesh,
+        schedule=schedule,
+        first_frame_loss=first_frame_loss,
+    )
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm)
+    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = update_ema(ema, state.step + 1, state.ema, params)
+    # A step that is not finite only counts as one; all else stays what it was.
+    old = (state.params, state.optimizer, state.ema)
+    params, optimizer_state, average = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, optimizer_state, average), old
+    )
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        frozen=state.frozen,
+        optimizer=optimizer_state,
+        ema=average,
+    )
+    metrics = {
+        "loss": parts.loss,
+        "loss_first": parts.first,
+        "loss_rest": parts.rest,
+        "grad_norm": norm,
+        "param_norm": optax.tree.norm(params),
+        "lr": jnp.asarray(learning_rate(state.step), jnp.float32),
+        "skipped": 1.0 - finite.astype(jnp.float32),
+    }
+    return new, metrics, parts, gradients
+
+
+def loss_and_gradients(
+    blueprint: Blueprint,
+    state: TrainState,
+    batch: Batch,
+    draws: TrainingDraws,
+    *,
+    mesh: Mesh,
+    schedule: Schedule,
+    first_frame_loss: float = 1.0,
+) -> tuple[LossParts, Params]:
+    """The loss of a step, taken apart, and its gradients; see `training_step`."""
+
+    def loss_of(params: Params) -> tuple[jax.Array, tuple[LossParts, Places]]:
+        model = blueprint.model(params, state.frozen)
+        with on_mesh(mesh):
+            (loss, parts), places = observed(batch_loss)(model, schedule, batch, draws)
+        if first_frame_loss != 1 and batch["latents"].shape[1] > 1:
+            loss = first_frame_loss * parts.first + parts.rest
+        return loss, (dataclasses.replace(parts, loss=loss), places)
+
+    (_, (parts, places)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    hand_on(places)
+    return parts, gradients
+
+
 def batch_loss(
-    model: Nova, schedule: Schedule, batch: Batch, key: jax.Array, loss_repeat: int
+    model: Nova, schedule: Schedule, batch: Batch, draws: TrainingDraws
 ) -> tuple[jax.Array, LossParts]:
-    """Training loss of a batch with everything random drawn from `key`, and its parts.
+    """The training loss of a batch, and its parts.
 
     Latents may be of any size that tokens fit; each is a program of its own.
     """
     latents = batch["latents"]
-    size, frames, height, width, _ = latents.shape
+    _, _, height, width, _ = latents.shape
     model = model.resized((height, width))
-    draws = draw(model.config, schedule, key, batch=size, frames=frames, loss_repeat=loss_repeat)
     conditions = Conditions(**{name: value for name, value in batch.items() if name != "latents"})
     return training_loss(model, schedule, latents, conditions, draws)
+
+
+def batch_draws(
+    config: NovaConfig, schedule: Schedule, batch: Batch, key: jax.Array, loss_repeat: int
+) -> TrainingDraws:
+    """Everything random about the loss of a batch, from a key; latents as in `batch_loss`."""
+    size, frames, height, width, _ = batch["latents"].shape
+    config = dataclasses.replace(config, latent_size=(height, width))
+    options = {"batch": size, "frames": frames, "loss_repeat": loss_repeat}
+    return TrainingDraws.sample(config, schedule, key, **options)
+
+
+def step_draws(
+    config: NovaConfig,
+    schedule: Schedule,
+    batch: Batch,
+    step: int | jax.Array,
+    *,
+    loss_repeat: int,
+    seed: int,
+) -> TrainingDraws:
+    """Everything random about training step number `step`, from 0, of a run with this seed."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return batch_draws(config, schedule, batch, key, loss_repeat)

@@ -20,7 +20,7 @@ from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
 from nova_jax.training.state import Blueprint, TrainState, state_shardings
-from nova_jax.training.step import Batch, batch_loss
+from nova_jax.training.step import Batch, batch_draws, batch_loss
 
 # Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
 MASK_BUCKETS = (0.8, 0.9, 1.0)
@@ -53,8 +53,9 @@ def make_evaluation(
 
     def evaluate_batch(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> Table:
         model = blueprint.model(params, frozen)
+        draws = batch_draws(model.config, schedule, batch, key, loss_repeat)
         with on_mesh(mesh):
-            _, parts = batch_loss(model, schedule, batch, key, loss_repeat)
+            _, parts = batch_loss(model, schedule, batch, draws)
         one = jnp.ones(())
         whole = {"loss": parts.loss, "loss_first": parts.first, "loss_rest": parts.rest}
         return {name: (value, one) for name, value in whole.items()} | buckets(parts)

@@ -7,7 +7,7 @@ import safetensors.numpy
 from jax.sharding import PartitionSpec as P
 
 from nova_jax.checkpoints import diffusers
-from nova_jax.distributed.mesh import MeshConfig, make_mesh, on_mesh
+from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.parity import compare, replay
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -25,8 +25,7 @@ def test_training_on_a_mesh_meets_the_release(folder):
     recorded = safetensors.numpy.load_file(directory / "golden.safetensors")
     recorded = {name: value for name, value in recorded.items() if name.startswith("train.")}
     case = diffusers.read_json(directory / "case.json")
-    with on_mesh(mesh):
-        computed = replay.run_training(model, schedule, case["train"], recorded)
+    computed = replay.run_training(model, schedule, case["train"], recorded, mesh)
     tolerance = diffusers.read_json(directory / "tolerance.json")
     rows, missing = compare.compare(folder, recorded, computed, tolerance)
     assert len(rows) > 500 and not missing

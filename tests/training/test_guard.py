@@ -78,7 +78,7 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer):
         (
             "spatial_decoder.decoder_blocks.block.norm2.scale",
             lambda x: x + 3e38,
-            "spatial_decoder.decoder_blocks 0",
+            "spatial_decoder.decoder_blocks.0",
         ),
         ("diffusion_head.out.bias", lambda x: x + 3e38, "the loss, though"),
     ],

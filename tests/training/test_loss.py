@@ -11,7 +11,7 @@ from small import CONFIG
 
 from nova_jax.models import Conditions, Nova
 from nova_jax.sampling.schedules import FlowMatchingSchedule
-from nova_jax.training.loss import draw, training_loss
+from nova_jax.training.loss import TrainingDraws, training_loss
 
 SCHEDULE = FlowMatchingSchedule()
 
@@ -19,7 +19,9 @@ SCHEDULE = FlowMatchingSchedule()
 def test_draws_have_static_shapes_and_masks_of_seventy_percent_or_more():
     seen = set()
     for seed in range(200):
-        draws = draw(CONFIG, SCHEDULE, jax.random.key(seed), batch=1, frames=1, loss_repeat=1)
+        draws = TrainingDraws.sample(
+            CONFIG, SCHEDULE, jax.random.key(seed), batch=1, frames=1, loss_repeat=1
+        )
         seen.add(int(draws.num_visible))
     assert min(seen) == 0
     assert max(seen) in (7, 8)
@@ -31,7 +33,9 @@ def test_parts_add_up_and_visible_tokens_do_not_count(frames):
     model = Nova(CONFIG, rngs=nnx.Rngs(0))
     latents = jax.random.normal(jax.random.key(1), (2, frames, 8, 12, 3))
     conditions = Conditions(text=jnp.ones((2, 4, 8)), text_length=jnp.array([4, 2]))
-    draws = draw(CONFIG, SCHEDULE, jax.random.key(2), batch=2, frames=frames, loss_repeat=2)
+    draws = TrainingDraws.sample(
+        CONFIG, SCHEDULE, jax.random.key(2), batch=2, frames=frames, loss_repeat=2
+    )
     draws = dataclasses.replace(draws, num_visible=jnp.asarray(6, jnp.int32))
     loss, parts = nnx.jit(training_loss, static_argnums=1)(
         model, SCHEDULE, latents, conditions, draws
@@ -54,6 +58,6 @@ def test_an_untrained_head_already_predicts_the_noise():
     latents = jnp.zeros((4, 1, 8, 12, 2))
     conditions = Conditions(text=jnp.ones((4, 4, 8)), text_length=jnp.full(4, 4))
     config = dataclasses.replace(CONFIG, latent_channels=2)
-    draws = draw(config, SCHEDULE, jax.random.key(2), batch=4, frames=1)
+    draws = TrainingDraws.sample(config, SCHEDULE, jax.random.key(2), batch=4, frames=1)
     loss, _ = nnx.jit(training_loss, static_argnums=1)(model, SCHEDULE, latents, conditions, draws)
     assert float(loss) < 0.2
