@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from nova_jax.distributed.mesh import (
     MeshConfig,
+    MeshLayout,
     SampleSpread,
     batch_sharding,
     check_batch_size,
@@ -46,9 +47,9 @@ from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nova_jax.training.state import TrainState, abstract_state
-from nova_jax.training.step import TrainStep, abstract_batch, make_train_step
+from nova_jax.training.programs import make_programs
+from nova_jax.training.state import TrainState
+from nova_jax.training.step import TrainStep, abstract_batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,38 +134,20 @@ def plan_training(config: TrainConfig, topology: Topology, mesh_config: MeshConf
     )
     if config.lora is not None:
         total *= 2 / 3  # kernels have no gradients
-    return compile_for(topology, mesh, step, (state, batch), sizes, config.dtype, total)
+    return compile_for(topology, mesh.mesh, step, (state, batch), sizes, config.dtype, total)
 
 
 def abstract_training(
-    config: TrainConfig, mesh: Mesh
+    config: TrainConfig, mesh: MeshLayout
 ) -> tuple[TrainStep, TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """The training step of a run, and what it takes without its values: the state and a batch."""
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    blueprint, state = abstract_state(
-        config.model,
-        optimizer,
-        mesh,
-        freeze=config.optimizer.freeze,
-        lora=config.lora,
-        dtype=config.dtype,
-        remat=config.remat,
-        unroll=config.unroll,
-    )
-    step = make_train_step(
-        blueprint,
-        state,
-        mesh=mesh,
-        schedule=schedule_from_dict(config.schedule),
-        optimizer=optimizer,
-        learning_rate=learning_rate_schedule(config.optimizer, config.steps),
-        ema=config.ema,
-        loss_repeat=config.loss_repeat,
-        first_frame_loss=config.first_frame_loss,
-        seed=config.seed,
-    )
+    programs = make_programs(config, mesh)
     size, frames = batch_of(config)
-    return step, state, abstract_batch(config.model, mesh, size=size, frames=frames)
+    return (
+        programs.step,
+        programs.state,
+        abstract_batch(config.model, mesh, size=size, frames=frames),
+    )
 
 
 def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Plan:
@@ -219,7 +202,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
     arguments = (params, conditions, keys)
     sizes = {"parameters": device_bytes(params), "conditions": device_bytes(arguments[1:])}
     amount = sum(total.values())
-    return compile_for(topology, mesh, program, arguments, sizes, config.dtype, amount)
+    return compile_for(topology, mesh.mesh, program, arguments, sizes, config.dtype, amount)
 
 
 def compile_for(

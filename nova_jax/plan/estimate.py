@@ -15,15 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
-from nova_jax.distributed.mesh import (
-    MESH_AXES,
-    MeshConfig,
-    check_batch_size,
-    make_mesh,
-    partition_spec,
-)
+from nova_jax.distributed.mesh import MESH_AXES, MeshConfig, MeshLayout, check_batch_size, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.models import flops
 from nova_jax.models.layers import logical_axes
@@ -116,7 +109,7 @@ def _parameter_shapes(config: TrainConfig) -> list[tuple[Any, tuple[int, ...]]]:
 def _estimate(
     config: TrainConfig,
     topology: Topology,
-    mesh: Mesh,
+    mesh: MeshLayout,
     mesh_config: MeshConfig,
     shapes: Sequence[tuple[Any, tuple[int, ...]]],
 ) -> Estimate:
@@ -126,7 +119,7 @@ def _estimate(
     itemsize = jnp.dtype(config.dtype).itemsize
     whole = kept = 0
     for names, shape in shapes:
-        spec = partition_spec(names, shape, mesh)
+        spec = mesh.partition_spec(names, shape)
         axes = [
             axis for part in spec if part for axis in ((part,) if isinstance(part, str) else part)
         ]

@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicated
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.schedules import Schedule
@@ -33,7 +32,7 @@ def make_train_step(
     blueprint: Blueprint,
     state: TrainState,
     *,
-    mesh: Mesh,
+    mesh: MeshLayout,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
@@ -115,7 +114,7 @@ def make_train_step(
 
 
 def abstract_batch(
-    config: NovaConfig, mesh: Mesh, *, size: int, frames: int
+    config: NovaConfig, mesh: MeshLayout, *, size: int, frames: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch of `size` videos, or pictures, of a model.
 
