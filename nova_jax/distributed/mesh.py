@@ -282,6 +282,11 @@ def replicated(mesh: MeshLayout) -> NamedSharding:
     return NamedSharding(mesh.mesh, PartitionSpec())
 
 
+def replicate(value: jax.typing.ArrayLike, mesh: MeshLayout) -> jax.Array:
+    """Puts a value, the same in every process, on every device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(value))
+
+
 def batch_sharding(mesh: MeshLayout) -> NamedSharding:
     """The leading axis split over all devices that see different samples."""
     return NamedSharding(mesh.mesh, PartitionSpec(mesh.rules["batch"]))

@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import checkify
 
-from nova_jax.distributed.mesh import MeshLayout, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, on_mesh, replicate, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.layers import checked
 from nova_jax.sampling.schedules import Schedule
@@ -143,7 +143,7 @@ def make_diagnosis(
             return f"the batch's {name}"
         if name := first(finite_of(state.params)):
             return f"the parameter {name}"
-        arguments = (state.params, state.frozen, batch, jax.device_put(np.int32(step)))
+        arguments = (state.params, state.frozen, batch, replicate(np.int32(step), mesh))
         error, loss = jax.device_get(forward(*arguments))
         if message := error.get():
             return message.removesuffix(" (`check` failed)")

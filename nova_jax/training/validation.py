@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicate, replicated
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
@@ -79,7 +79,7 @@ def make_validation(
     def validate(params: Params, frozen: Params, batches: Sequence[Batch]) -> dict[str, float]:
         sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for index, batch in enumerate(batches):
-            place = jax.device_put(np.int32(index))
+            place = replicate(np.int32(index), mesh)
             for name, pair in jax.device_get(compiled(params, frozen, batch, place)).items():
                 sums[name] += np.asarray(pair)
         return {name: float(total / count) for name, (total, count) in sums.items() if count}

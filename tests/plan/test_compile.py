@@ -6,6 +6,7 @@ import jax
 import pytest
 import small
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh
 from nova_jax.errors import NovaError
@@ -132,6 +133,29 @@ def test_a_program_that_does_not_fit_says_what_it_needs():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
     assert planning._out_of_memory(message) == int(20.5 * 2**30)
     assert planning._out_of_memory("INTERNAL: something else") is None
+
+
+def test_programs_for_devices_that_are_not_here_are_not_kept(tmp_path):
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+
+    def programs(number):
+        jax.jit(lambda x: x * number).lower(1.0).compile()
+        return len(list(tmp_path.iterdir()))
+
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        with planning._no_program_cache():
+            assert programs(3) == 0
+        assert programs(5) > 0
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_generation_is_planned(config):

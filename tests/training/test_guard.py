@@ -85,7 +85,9 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer):
 )
 def test_the_first_module_that_is_not_finite_is_named(trainer, name, change, cause):
     _, diagnose, fresh, batch = trainer
-    assert diagnose(with_parameter(fresh(), name, change), batch, 1).startswith(cause)
+    state = with_parameter(fresh(), name, change)
+    with jax.transfer_guard("disallow"):
+        assert diagnose(state, batch, 1).startswith(cause)
 
 
 def test_a_bad_batch_is_named(trainer):
@@ -112,20 +114,32 @@ def test_too_many_skipped_steps_in_a_row_ask_for_the_way_back(caplog):
         watched([1] * 20, limit=2, rollbacks=1)
 
 
-def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(
-    run, tmp_path, monkeypatch, caplog
-):
+@pytest.fixture
+def poisoned_run(run, monkeypatch):
+    """A run without samples whose 4th and 5th batches are not finite, and the batches it takes.
+
+    From the first on no value passes between host and devices unless the code says so.
+    """
     shard, seen = loop.shard_batch, []
 
-    def poisoned(batch, mesh):
+    def poison(batch, mesh):
         seen.append(batch)
-        validation = run["validation"]["batches"]
-        if len(seen) - validation in (4, 5):
+        number = len(seen) - run["validation"]["batches"]
+        if number == 1:
+            jax.config.update("jax_transfer_guard", "disallow")
+        if number in (4, 5):
             batch = batch | {"latents": batch["latents"] * np.nan}
         return shard(batch, mesh)
 
-    monkeypatch.setattr(loop, "shard_batch", poisoned)
+    monkeypatch.setattr(loop, "shard_batch", poison)
     run |= {"checkpoint": {"every": 2}, "guard": {"limit": 2}, "samples": {"every": None}}
+    before = jax.config.jax_transfer_guard
+    yield run, seen
+    jax.config.update("jax_transfer_guard", before)
+
+
+def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(poisoned_run, tmp_path, caplog):
+    run, seen = poisoned_run
     result = loop.train(TrainConfig.from_dict(run), tmp_path)
     assert result.finished
     messages = [record.getMessage() for record in caplog.records]
