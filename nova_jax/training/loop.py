@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import cache, partial
 
 import grain
 import jax
@@ -104,7 +104,9 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     programs = make_programs(config, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
-    initial = {} if has_checkpoint(workdir) else initial_variables(config, parts, mesh)
+    initial = cache(partial(initial_variables, config, parts, mesh))
+    if not has_checkpoint(workdir):
+        initial()
     multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
 
     # 2. The data: an endless stream whose position is part of a checkpoint, and held-out clips.
@@ -113,11 +115,10 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     clips = parts.dataset.held_out(config.data, config.validation.batches, *shard)
     held_out = [shard_batch(batch, mesh) for batch in clips]
 
-    # 3. The state, sharded from the start; an earlier process's, where it left off.
-    state = programs.create(initial)
+    # 3. The state, sharded from the start: an earlier process's, where it left off, or a new one.
     keep = config.checkpoint
     checkpoints = RunCheckpoints(workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best)
-    done, state = restore(checkpoints, state, data) or (0, state)
+    done, state = restore(checkpoints, programs.state, data) or (0, programs.create(initial()))
 
     # 4. Train. The host queues a step ahead; once a logging interval it waits for the device.
     writer = open_writer(workdir, config, done)
@@ -152,8 +153,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
 
             if done % config.logging.every == 0 or leaving:
                 log.write()
-                if numbers := speed.look():
-                    writer.scalars(done, "speed", numbers)
+                writer.scalars(done, "speed", speed.look())
 
             if validated := last or done % config.validation.every == 0:
                 validation = programs.validate(state.ema, state.frozen, held_out)
@@ -254,7 +254,7 @@ def restore(
 ) -> tuple[int, TrainState] | None:
     """Steps done and state of the newest checkpoint, with the data at its position; None without.
 
-    `state` says what arrays there are and where they lie; its values are not used.
+    `state` says what arrays there are and where they lie; they may be abstract, or donated.
     """
     if (restored := checkpoints.restore_newest(state.trees(), data)) is None:
         return None

@@ -81,8 +81,8 @@ class MetricWriter:
             self._open(step)
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Records numbers of one step as ``group/name``."""
-        if self._lines is None:
+        """Records numbers of one step, if there are any, as ``group/name``."""
+        if self._lines is None or not values:
             return
         named = {f"{group}/{name}": float(value) for name, value in values.items()}
         # JSON has no word for what is not finite.
