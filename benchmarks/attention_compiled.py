@@ -4,7 +4,7 @@
 
 One layer's attention at the sizes of the released video model, bfloat16, one chip of each slice:
 the spatial decoder's over a frame, and the temporal encoder's over a video. FLOPs and bytes are
-read from the compiled program (`nova_jax.plan.hlo`), time is their roofline; nothing is run.
+read from the compiled program (`nova_jax.plan.costs`), time is their roofline; nothing is run.
 """
 
 from unittest import mock
@@ -54,7 +54,6 @@ def plan(topology: Topology, name: str) -> Plan:
 def main(_: list[str]) -> None:
     """Prints a line for each case and way."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
     print("| | TFLOP | GB | MB of temporaries | compute and memory, ms | compilation, s |")
     for topology in map(Topology.parse, TOPOLOGIES.value):
         for name in CASES:

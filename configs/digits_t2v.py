@@ -92,7 +92,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.checkpoint = dict(every=1000, keep_latest=2, keep_best=1)
     config.logging = dict(every=20, tensorboard=True, wandb_project=config_dict.placeholder(str))
-    config.evaluation = dict(every=1000, batches=16)
+    config.validation = dict(every=1000, batches=16)
     config.samples = dict(
         every=1000,
         prompts=(

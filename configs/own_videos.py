@@ -61,7 +61,7 @@ def train() -> ConfigDict:
     config.loss_repeat = 1
     config.unroll = 4
     config.checkpoint = dict(every=200)
-    config.evaluation = dict(every=400, batches=1)
+    config.validation = dict(every=400, batches=1)
     config.samples = dict(every=None)
     config.sampling = dict(
         num_inference_steps=8, num_diffusion_steps=15, guidance=dict(scale=1.0, renorm=1.0)

@@ -82,7 +82,7 @@ def get_config(variant: str = "1024_0p6b") -> ConfigDict:
 
     config.checkpoint = dict(every=1000, keep_latest=2, keep_best=1)
     config.logging = dict(every=20, tensorboard=True, wandb_project=config_dict.placeholder(str))
-    config.evaluation = dict(every=5000, batches=2)
+    config.validation = dict(every=5000, batches=2)
     # Pictures drawn on the way need `codec` and `text_encoder`, see docs/training.md.
     config.samples = dict(every=5000, prompts=())
     config.sampling = dict(num_inference_steps=64, num_diffusion_steps=25, guidance=dict(scale=5.0))

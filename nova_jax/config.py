@@ -41,6 +41,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], key: str) -> T:
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as the annotated type `kind`; an int may stand for a float, a list for a tuple."""
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
@@ -62,7 +64,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     elif kind in (int, str, bool) and type(value) is kind:
         return value
     elif origin in (dict, Mapping.__mro__[0]) and isinstance(value, Mapping):
-        return dict(value)
+        return {name: _convert(arguments[1], v, f"{key}.{name}") for name, v in value.items()}
     wanted = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
     wanted = " or ".join(map(repr, arguments)) if origin is Literal else wanted
     raise NovaError(f"{key} is {value!r}; it must be {wanted.replace('typing.', '')}")

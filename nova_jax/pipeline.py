@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Float, Int, Key, UInt8
 from PIL import Image
 from tqdm import tqdm
@@ -36,9 +35,9 @@ from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.model import load_model
 from nova_jax.config import from_dict
 from nova_jax.distributed.mesh import (
+    MeshLayout,
     SampleSpread,
     batch_sharding,
-    batch_ways,
     make_mesh,
     replicated,
 )
@@ -106,7 +105,7 @@ class NovaPipeline:
         sampling: SamplingConfig,
         motion_flow: float,
         fps: float,
-        mesh: Mesh | None = None,
+        mesh: MeshLayout | None = None,
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
     ) -> None:
@@ -118,7 +117,7 @@ class NovaPipeline:
         self._graph, self._state = nnx.split(model.unrolled(unroll))
         self._mesh = mesh
         self._devices = list(devices or jax.local_devices())
-        self._placed: dict[int, tuple[Mesh, nnx.State]] = {}
+        self._placed: dict[int, tuple[MeshLayout, nnx.State]] = {}
 
     @classmethod
     def from_checkpoint(
@@ -178,7 +177,7 @@ class NovaPipeline:
         source: str | os.PathLike[str],
         *,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        mesh: Mesh | None = None,
+        mesh: MeshLayout | None = None,
         unroll: int = 1,
     ) -> NovaPipeline:
         """Loads a model in the released layout, such as `BAAI/nova-d48w1024-osp480`.
@@ -555,7 +554,7 @@ class NovaPipeline:
             text, lengths = self.text_encoder.encode(prompts, length)
         return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(lengths), **motion)
 
-    def _on_devices(self, count: int) -> tuple[Mesh, Nova]:
+    def _on_devices(self, count: int) -> tuple[MeshLayout, Nova]:
         """The model on the mesh, or whole on each of so many devices."""
         if self._mesh is not None:
             return self._mesh, nnx.merge(self._graph, self._state)
@@ -586,15 +585,15 @@ def _drawn(keys: Key[jax.Array, " b"], deviation: jax.Array) -> jax.Array:
     return deviation * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def _batches(samples: list[Sample], most: int, devices: Mesh | int) -> list[list[Sample]]:
+def _batches(samples: list[Sample], most: int, devices: MeshLayout | int) -> list[list[Sample]]:
     """Splits samples into batches of one size that devices share evenly; the last sample pads.
 
     A mesh takes part as a whole; of other devices there need be no more than samples.
     """
     count = -(-len(samples) // most)
     size = -(-len(samples) // count)
-    if isinstance(devices, Mesh):
-        size += -size % batch_ways(devices)
+    if isinstance(devices, MeshLayout):
+        size += -size % devices.ways("batch")
     elif size > devices:
         size += -size % devices
     padded = samples + samples[-1:] * (count * size - len(samples))

@@ -72,7 +72,7 @@ def main() -> None:
         print("Stopped; the same command goes on from here.")
         return
     print(f"Parameters: {result.parameters:,}")
-    print(*(f"  {name:18} {value:.4f}" for name, value in result.evaluation.items()), sep="\n")
+    print(*(f"  {name:18} {value:.4f}" for name, value in result.validation.items()), sep="\n")
     if config.codec is None:
         print(f"Next: python -m nova_jax.convert {workdir} OUT --parts=RELEASED_MODEL")
     else:

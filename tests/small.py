@@ -33,7 +33,7 @@ RUN = {
     "loss_repeat": 2,
     "checkpoint": {"every": 4},
     "logging": {"every": 2},
-    "evaluation": {"every": 4, "batches": 2},
+    "validation": {"every": 4, "batches": 2},
     "samples": {"every": 6, "prompts": ("a red seven moves up",)},
     "sampling": {"num_inference_steps": 2, "num_diffusion_steps": 2},
 }

@@ -23,7 +23,6 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
 )
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.codec import AutoencoderCodec
@@ -35,7 +34,7 @@ from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.autoencoders.ltx import AutoencoderKLLTXVideo, AutoencoderLTXConfig
 from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.tensors import open_tensors
-from nova_jax.distributed.mesh import parameter_shardings
+from nova_jax.distributed.mesh import MeshLayout, parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
@@ -227,7 +226,7 @@ def load_transformer(
     *,
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
+    mesh: MeshLayout | None = None,
 ) -> tuple[Nova, Schedule]:
     """Loads ``transformer/`` and ``scheduler/`` of a directory in the released layout.
 
@@ -257,7 +256,7 @@ def load_transformer(
 
 
 def load_autoencoder(
-    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
 ) -> AutoencoderCodec:
     """Loads an autoencoder (``vae/``) as a codec.
 
@@ -298,7 +297,7 @@ def load_autoencoder(
 
 
 def load_text_encoder(
-    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
 ) -> PhiTextEncoder:
     """Loads ``text_encoder/`` (Phi) and ``tokenizer/`` of a directory in the released layout.
 
@@ -316,7 +315,7 @@ def load_text_encoder(
 
 
 def load_phi(
-    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: Mesh | None = None
+    directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
 ) -> Phi:
     """Loads a Phi model in transformers' layout; see `load_text_encoder`."""
     directory = Path(directory)

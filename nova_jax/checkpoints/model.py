@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from etils.epath import Path
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Sharding, SingleDeviceSharding
 
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.checkpoints.adapters import adapter_scale, apply_adapters
@@ -44,7 +44,7 @@ from nova_jax.checkpoints.integrity import (
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import choose_checkpoint
 from nova_jax.distributed import multihost
-from nova_jax.distributed.mesh import parameter_shardings, replicated
+from nova_jax.distributed.mesh import MeshLayout, parameter_shardings, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
@@ -199,7 +199,7 @@ def load_trained(
     which: Literal["ema", "raw"] = "ema",
     checkpoint: Literal["latest", "best"] | int = "latest",
     dtype: jax.typing.DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
+    mesh: MeshLayout | None = None,
 ) -> LoadedTransformer:
     """Loads what `load_model` does, without the codec and the text encoder.
 

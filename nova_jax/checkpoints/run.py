@@ -55,7 +55,7 @@ class RunCheckpoints:
     Args:
         workdir: of the run; checkpoints go to ``workdir/checkpoints``.
         keep_latest: newest checkpoints to keep.
-        keep_best: checkpoints to keep for their low evaluation loss, besides the newest.
+        keep_best: checkpoints to keep for their low validation loss, besides the newest.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, keep_latest: int, keep_best: int):
@@ -92,7 +92,7 @@ class RunCheckpoints:
             step: steps done.
             trees: pytrees of arrays by name.
             data: its position is saved.
-            loss: evaluation loss, by which the best checkpoint is known.
+            loss: validation loss, by which the best checkpoint is known.
         """
         if step in self._manager.all_steps():
             return
@@ -150,10 +150,10 @@ class RunCheckpoints:
         return newest, self._read(self.directory / str(newest), trees, data)
 
     def _check_losses(self) -> None:
-        """Sets checkpoints aside whose evaluation loss Orbax would fail to read at its start."""
+        """Sets checkpoints aside whose validation loss Orbax would fail to read at its start."""
         for checkpoint in _steps(self.directory):
             try:
-                _evaluation_loss(checkpoint)
+                _validation_loss(checkpoint)
             except NovaError as error:
                 _set_aside(checkpoint, error)
 
@@ -279,18 +279,18 @@ def choose_checkpoint(workdir: Path, checkpoint: Literal["latest", "best"] | int
     if checkpoint == "latest":
         return steps[-1]
     if checkpoint == "best":
-        losses = [(_evaluation_loss(step), step) for step in steps]
-        evaluated = [(loss, step) for loss, step in losses if loss is not None]
-        if not evaluated:
-            raise NovaError(f"{workdir} has no evaluated checkpoint; use the latest")
-        return min(evaluated)[1]
+        losses = [(_validation_loss(step), step) for step in steps]
+        validated = [(loss, step) for loss, step in losses if loss is not None]
+        if not validated:
+            raise NovaError(f"{workdir} has no validated checkpoint; use the latest")
+        return min(validated)[1]
     if (chosen := workdir / CHECKPOINTS / str(checkpoint)) not in steps:
         kept = ", ".join(step.name for step in steps)
         raise NovaError(f"{workdir} has no checkpoint of step {checkpoint}; there are {kept}")
     return chosen
 
 
-def _evaluation_loss(checkpoint: Path) -> float | None:
+def _validation_loss(checkpoint: Path) -> float | None:
     file = checkpoint / "metrics" / "metrics"
     with damage(file):
         return json.loads(file.read_text())["loss"] if file.exists() else None

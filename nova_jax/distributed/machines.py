@@ -90,7 +90,6 @@ _AMPERE = _Generation(
     clock=1.41,
 )
 
-
 _HOPPER = _Generation(
     capability=9,
     flops=(989.4e12, 494.7e12),
@@ -143,7 +142,6 @@ MACHINES: Mapping[str, Machine] = {
     "h200": _gpu(_HOPPER, "H200", "NVIDIA H200", 150754820096, 4800e9),
     "cpu": Machine(name="CPU", target=Target("cpu"), source="this machine"),
 }
-
 
 # What JAX calls them: all of the words are in a device's kind.
 _DEVICE_KINDS: Mapping[tuple[str, ...], str] = {

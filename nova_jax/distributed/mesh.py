@@ -1,9 +1,9 @@
 """Where arrays live: the device mesh and the one table from logical axes to mesh axes.
 
 Models name the logical axis of every dimension of a parameter (`nova_jax.models.layers`) and of
-what flows between their blocks (`nova_jax.models.layout`); `RULES` says which mesh axes split it.
-A new strategy is another shape of the mesh or another entry of the table, never a change to the
-model.
+what flows between their blocks (`nova_jax.models.layout`); `RULES`, or rows of a recipe in its
+place, say which mesh axes split it. A new strategy is another shape of the mesh or another row of
+the table, never a change to the model.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from nova_jax.models.layout import AxisNames
 # From what talks least, which may lie across slices and nodes, to what talks most.
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 
-# Logical axis → the mesh axes that split it; () is a copy on every device.
-RULES: Mapping[str, tuple[str, ...]] = {
+#: Logical axis → the mesh axes that split it; () is a copy on every device.
+Rules = Mapping[str, tuple[str, ...]]
+
+RULES: Rules = {
     # Parameters.
     "layers": (),
     "embed": ("fsdp",),
@@ -52,17 +54,29 @@ class MeshConfig:
         fsdp: samples, and the parameters and all that follows them.
         context: the tokens of the temporal encoder, the frames of the spatial stage.
         tensor: attention heads and hidden units of every layer.
+        rules: rows in place of those of `RULES`; all others stay.
     """
 
     data: int | None = None
     fsdp: int = 1
     context: int = 1
     tensor: int = 1
+    rules: Rules = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and value < 1:
-                raise NovaError(f"mesh.{name} is {value}; it must be at least 1")
+        for axis in MESH_AXES:
+            if (size := getattr(self, axis)) is not None and size < 1:
+                raise NovaError(f"mesh.{axis} is {size}; it must be at least 1")
+        for name, axes in self.rules.items():
+            if name not in RULES:
+                raise NovaError(
+                    f"mesh.rules.{name}: arrays have no such axis; known are {', '.join(RULES)}"
+                )
+            if len({*axes} & {*MESH_AXES}) < len(axes):
+                raise NovaError(
+                    f"mesh.rules.{name} is {axes}; name axes of the mesh, each once at most: "
+                    f"{', '.join(MESH_AXES)}"
+                )
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
@@ -71,7 +85,7 @@ class MeshConfig:
         Raises:
             NovaError: it says something else.
         """
-        sizes: dict[str, int] = {}
+        sizes: dict[str, Any] = {}
         for part in text.split(","):
             axis, _, number = part.strip().partition(":")
             if axis not in MESH_AXES or not number.isdecimal() or axis in sizes:
@@ -91,7 +105,8 @@ class MeshConfig:
         inner = self.fsdp * self.context * self.tensor
         data = devices // inner if self.data is None else self.data
         if data * inner != devices:
-            asked = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(self).items() if v)
+            sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+            asked = ", ".join(f"{axis} {size}" for axis, size in sizes.items() if size)
             raise NovaError(
                 f"a mesh of {asked} does not fit {devices} devices; the product must be {devices}"
             )
@@ -100,22 +115,23 @@ class MeshConfig:
 
 def make_mesh(
     devices: Sequence[jax.Device] | None = None, config: MeshConfig | None = None
-) -> Mesh:
-    """A mesh with axes `MESH_AXES`.
+) -> MeshLayout:
+    """A mesh with axes `MESH_AXES`, and the rules by which arrays lie on it.
 
     Devices that a fast network joins (a TPU slice, a GPU node) lie next to each other: only `data`
     and then `fsdp` reach across.
 
     Args:
         devices: what to use, all devices by default.
-        config: its shape; data parallel by default.
+        config: its shape and rules; data parallel by default.
 
     Raises:
         NovaError: the shape does not fit the devices, or would have to reach across slices or nodes
             with another axis.
     """
     devices = jax.devices() if devices is None else devices
-    shape = (config or MeshConfig()).shape(len(devices))
+    config = config or MeshConfig()
+    shape = config.shape(len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -134,64 +150,78 @@ def make_mesh(
             devices,
             allow_split_physical_axes=True,
         )
-    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def partition_spec(names: AxisNames, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How an array is split whose dimensions have these logical names (None: not split).
-
-    Of a dimension's mesh axes the last are left out until its size is a multiple of the devices;
-    one that an earlier dimension is split over is left out too.
-    """
-    taken: set[str] = set()
-    spec: list[tuple[str, ...] | str | None] = []
-    for name, size in zip(names, shape, strict=True):
-        axes = () if name is None else RULES[name]
-        axes = tuple(axis for axis in axes if axis not in taken)
-        while size % math.prod(mesh.shape[axis] for axis in axes):
-            axes = axes[:-1]
-        taken.update(axes)
-        spec.append(axes if len(axes) > 1 else axes[0] if axes else None)
-    return PartitionSpec(*spec)
-
-
-def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Sharding of every variable of a model, real or abstract, by its dotted path."""
-    return {
-        ".".join(map(str, path)): NamedSharding(
-            mesh, partition_spec(logical_axes(variable), variable.get_value().shape, mesh)
-        )
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-    }
+    mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return MeshLayout(mesh, {**RULES, **config.rules})
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-    """`nova_jax.models.layout.Layout` on a mesh, by `RULES`."""
+    """A mesh and the rules by which arrays lie on it; a `nova_jax.models.layout.Layout`.
+
+    Attributes:
+        mesh: its devices, with axes `MESH_AXES`.
+        rules: a row for each logical axis, see `RULES`.
+    """
 
     mesh: Mesh
+    rules: Rules = dataclasses.field(hash=False)
+
+    @property
+    def devices(self) -> np.ndarray:
+        """The devices, an axis for each of the mesh."""
+        return self.mesh.devices
+
+    @property
+    def shape(self) -> Mapping[str, int]:
+        """Devices along each axis of the mesh."""
+        return self.mesh.shape
+
+    @property
+    def size(self) -> int:
+        """How many devices there are."""
+        return self.mesh.size
 
     def ways(self, name: str) -> int:
         """Among how many devices a logical axis is split."""
-        return math.prod(self.mesh.shape[axis] for axis in RULES[name])
+        return math.prod(self.shape[axis] for axis in self.rules[name])
+
+    def partition_spec(self, names: AxisNames, shape: Sequence[int]) -> PartitionSpec:
+        """How an array is split whose dimensions have these logical names (None: not split).
+
+        Of a dimension's mesh axes the last are left out until its size is a multiple of the
+        devices; one that an earlier dimension is split over is left out too.
+        """
+        taken: set[str] = set()
+        spec: list[tuple[str, ...] | str | None] = []
+        for name, size in zip(names, shape, strict=True):
+            axes = () if name is None else self.rules[name]
+            axes = tuple(axis for axis in axes if axis not in taken)
+            while size % math.prod(self.shape[axis] for axis in axes):
+                axes = axes[:-1]
+            taken.update(axes)
+            spec.append(axes if len(axes) > 1 else axes[0] if axes else None)
+        return PartitionSpec(*spec)
+
+    def sharding(self, names: AxisNames, shape: Sequence[int]) -> NamedSharding:
+        """The same, with the devices."""
+        return NamedSharding(self.mesh, self.partition_spec(names, shape))
 
     def constrain(self, x: jax.Array, names: AxisNames) -> jax.Array:
-        """Has `x` lie as the table says."""
-        if self.mesh.size == 1:
+        """Has `x` lie as the rules say."""
+        if self.size == 1:
             return x
-        spec = partition_spec(names, x.shape, self.mesh)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+        return jax.lax.with_sharding_constraint(x, self.sharding(names, x.shape))
 
     def split(
         self, function: Callable[..., jax.Array], names: Sequence[AxisNames], like: int
     ) -> Callable[..., jax.Array]:
         """`function` on each device's part; see `nova_jax.models.layout.split`."""
-        if self.mesh.size == 1:
+        if self.size == 1:
             return function
 
         def call(*arrays: jax.Array) -> jax.Array:
             pairs = zip(names, arrays, strict=True)
-            specs = tuple(partition_spec(name, array.shape, self.mesh) for name, array in pairs)
+            specs = tuple(self.partition_spec(name, array.shape) for name, array in pairs)
             return jax.shard_map(
                 function, mesh=self.mesh, in_specs=specs, out_specs=specs[like], check_vma=False
             )(*arrays)
@@ -199,9 +229,17 @@ class MeshLayout:
         return call
 
 
-def on_mesh(mesh: Mesh) -> AbstractContextManager[None]:
+def on_mesh(mesh: MeshLayout) -> AbstractContextManager[None]:
     """A context in which models are traced for this mesh."""
-    return layout.use(MeshLayout(mesh))
+    return layout.use(mesh)
+
+
+def parameter_shardings(model: nnx.Module, mesh: MeshLayout) -> dict[str, NamedSharding]:
+    """Sharding of every variable of a model, real or abstract, by its dotted path."""
+    return {
+        ".".join(map(str, path)): mesh.sharding(logical_axes(variable), variable.get_value().shape)
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +252,7 @@ class SampleSpread:
             else arrays lie as in training, and there may be fewer samples than devices.
     """
 
-    mesh: Mesh
+    mesh: MeshLayout
     whole: bool
 
     def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
@@ -235,41 +273,43 @@ class SampleSpread:
             for axes in (in_axes, out_axes)
         ]
         return jax.shard_map(
-            function, mesh=self.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
+            function, mesh=self.mesh.mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False
         )
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: MeshLayout) -> NamedSharding:
     """A copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh.mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def replicate(value: jax.typing.ArrayLike, mesh: MeshLayout) -> jax.Array:
+    """Puts a value, the same in every process, on every device."""
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(value))
+
+
+def batch_sharding(mesh: MeshLayout) -> NamedSharding:
     """The leading axis split over all devices that see different samples."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh.mesh, PartitionSpec(mesh.rules["batch"]))
 
 
-def batch_ways(mesh: Mesh) -> int:
-    """Among how many devices samples are shared."""
-    return MeshLayout(mesh).ways("batch")
-
-
-def check_batch_size(name: str, size: int, mesh: Mesh, frames: int = 1) -> None:
+def check_batch_size(name: str, size: int, mesh: MeshLayout, frames: int = 1) -> None:
     """Raises a `NovaError` if a batch of `size` samples of `frames` frames cannot be split evenly.
 
     Pictures go without context parallelism where they do not suffice for it.
     """
-    if size % (ways := batch_ways(mesh)):
+    if size % (ways := mesh.ways("batch")):
         raise NovaError(f"{name} {size} cannot be split over {ways} devices; use a multiple")
-    rows, context = size // ways * frames, mesh.shape["context"]
-    if frames > 1 and rows % context:
+    rows = size // ways * frames
+    more = [axis for axis in mesh.rules["frames"] if axis not in mesh.rules["batch"]]
+    if frames > 1 and rows % math.prod(mesh.shape[axis] for axis in more):
+        sizes = " times ".join(f"mesh.{axis} {mesh.shape[axis]}" for axis in more)
         raise NovaError(
-            f"{name} {size} over {ways} devices leaves {rows} frames, which mesh.context {context} "
-            "does not divide; change one of them"
+            f"{name} {size} over {ways} devices leaves {rows} frames, which {sizes} does not "
+            "divide; change one of them"
         )
 
 
-def process_share(mesh: Mesh) -> tuple[int, int]:
+def process_share(mesh: MeshLayout) -> tuple[int, int]:
     """(index, count): which of how many parts of a batch this process loads.
 
     Processes whose devices hold the same samples, as with `tensor` or `context` across processes,
@@ -279,11 +319,11 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
         NovaError: the processes' samples overlap in part.
     """
     parts: dict[int, set[int]] = {}
-    where: Any = batch_sharding(mesh).devices_indices_map((batch_ways(mesh),))
+    where: Any = batch_sharding(mesh).devices_indices_map((mesh.ways("batch"),))
     for device, index in where.items():
         parts.setdefault(device.process_index, set()).add(index[0].start or 0)
     distinct = sorted({tuple(sorted(part)) for part in parts.values()})
-    if sum(map(len, distinct)) != batch_ways(mesh) or len({len(part) for part in distinct}) > 1:
+    if sum(map(len, distinct)) != mesh.ways("batch") or len({len(part) for part in distinct}) > 1:
         raise NovaError(
             f"a mesh of {dict(mesh.shape)} gives the {len(parts)} processes parts of a batch that "
             "overlap or differ in size; make fsdp, context and tensor divide the devices of a "
@@ -292,7 +332,7 @@ def process_share(mesh: Mesh) -> tuple[int, int]:
     return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
 
 
-def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, Any], mesh: MeshLayout) -> dict[str, jax.Array]:
     """Puts this process's part of a batch (leading axis: samples) on its devices."""
     sharding = batch_sharding(mesh)
     return {

@@ -221,7 +221,7 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 @contextmanager
-def losses_named() -> Iterator[None]:
+def lost_processes_named() -> Iterator[None]:
     """Says in one line that another process is gone, where XLA reports a broken connection."""
     try:
         yield

@@ -16,12 +16,11 @@ import safetensors.numpy
 from einops import rearrange
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 from safetensors import SafetensorError
 
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints import diffusers, rules
-from nova_jax.distributed.mesh import make_mesh
+from nova_jax.distributed.mesh import MeshLayout, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import DEFAULT_FLOW
@@ -259,7 +258,7 @@ def run_training(
     schedule: Schedule,
     arguments: Mapping[str, Any],
     recorded: Arrays,
-    mesh: Mesh | None = None,
+    mesh: MeshLayout | None = None,
 ) -> Arrays:
     """Repeats the recorded training steps: losses, masks, gradients, parameters, activations.
 

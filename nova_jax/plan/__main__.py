@@ -7,6 +7,7 @@ generation of N samples at once. docs/plans.md says how to read what is printed.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 
 import jax
@@ -16,15 +17,9 @@ from ml_collections import config_flags
 from nova_jax import cli
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.errors import NovaError
-from nova_jax.plan.compile import (
-    mesh_text,
-    plan_generation,
-    plan_training,
-    report,
-    size_text,
-    times,
-)
+from nova_jax.plan.compile import plan_generation, plan_training
 from nova_jax.plan.estimate import batch_of, estimates
+from nova_jax.plan.report import mesh_text, report, size_text, time_text
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
@@ -44,9 +39,7 @@ def main() -> None:
     if not TOPOLOGY.value:
         raise NovaError("--topology is missing; give a machine, such as v5e:16x16 or h100:8")
     jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for
-    jax.config.update("jax_enable_compilation_cache", False)  # which cannot keep that
     topology = Topology.parse(TOPOLOGY.value)
-    mesh = None if MESH.value is None else MeshConfig.parse(MESH.value)
     config = TrainConfig.from_dict(CONFIG.value.to_dict())
     print(f"{topology}: {topology.size} x {topology.machine.name}, {versions(topology)}")
     if GENERATE.value is not None:
@@ -55,10 +48,11 @@ def main() -> None:
     size, frames = batch_of(config)
     kind = f"{size} videos of {frames} latent frames" if frames > 1 else f"{size} pictures"
     print(f"training step: {kind}, {config.dtype}, remat {config.remat}")
-    if mesh is not None:
-        print(*report(plan_training(config, topology, mesh)), sep="\n")
+    if MESH.value is None:
+        rank(config, topology)
         return
-    rank(config, topology)
+    mesh = dataclasses.replace(MeshConfig.parse(MESH.value), rules=config.mesh.rules)
+    print(*report(plan_training(config, topology, mesh)), sep="\n")
 
 
 def rank(config: TrainConfig, topology: Topology) -> None:
@@ -75,13 +69,13 @@ def rank(config: TrainConfig, topology: Topology) -> None:
     )
     print("\nmesh                                     memory      step")
     for plan in plans:
-        seconds = times(plan.overlapped, plan.serial) if plan.costs else "-"
+        seconds = time_text(plan.overlapped, plan.serial) if plan.costs else "-"
         note = "compiled" if plan.fits else "compiled: does not fit"
         print(f"{mesh_text(plan):38} {size_text(plan.peak):>8}  {seconds:20} {note}")
     for guess in guesses[TRIES.value : TRIES.value + 12]:
         room = "" if guess.memory <= topology.machine.memory else ": may not fit"
         axes = ", ".join(f"{axis} {getattr(guess.mesh, axis)}" for axis in MESH_AXES)
-        seconds = times(guess.overlapped, guess.serial)
+        seconds = time_text(guess.overlapped, guess.serial)
         print(f"{axes:38} {size_text(guess.memory):>8}  {seconds:20} estimated{room}")
     if plans:
         print("", *report(plans[0]), sep="\n")

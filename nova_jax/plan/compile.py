@@ -1,9 +1,8 @@
-"""What a run would cost on a machine that is not here: compile, read, say.
+"""What a run would cost on a machine that is not here, by compiling it.
 
 The real training step, or generation's programs, are compiled ahead of time for a
-`nova_jax.plan.topology.Topology`. Memory is what the compiler laid out; FLOPs, memory
-traffic and collectives are read from the compiled program (`nova_jax.plan.hlo`). Time is a
-roofline:
+`nova_jax.plan.topology.Topology`. Memory is what the compiler laid out; FLOPs, memory traffic and
+collectives are read from the compiled program (`nova_jax.plan.costs`). Time is a roofline:
 
     compute   FLOPs / FLOP/s of matrix products
     memory    bytes read and written / bandwidth
@@ -15,22 +14,25 @@ Latencies are left out. `nova_jax.plan.estimate` guesses the same without compil
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding
 
 from nova_jax.data.batch import abstract_batch
 from nova_jax.distributed.mesh import (
     MeshConfig,
+    MeshLayout,
     SampleSpread,
     batch_sharding,
     check_batch_size,
@@ -40,16 +42,16 @@ from nova_jax.distributed.mesh import (
 from nova_jax.kernels.device import target
 from nova_jax.models import flops
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.plan import hlo
-from nova_jax.plan.estimate import batch_of, sent_bytes
+from nova_jax.plan.costs import Costs, read_costs
+from nova_jax.plan.estimate import batch_of
 from nova_jax.plan.topology import Topology
 from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
-from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nova_jax.training.state import TrainState, abstract_state
-from nova_jax.training.step import TrainStep, make_train_step
+from nova_jax.training.programs import make_programs
+from nova_jax.training.state import TrainState
+from nova_jax.training.step import TrainStep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Plan:
     dtype: str
     sizes: Mapping[str, int]
     temporaries: int
-    costs: hlo.Costs | None
+    costs: Costs | None
     model_flops: float
     network: float
     compile_seconds: float
@@ -134,36 +136,14 @@ def plan_training(config: TrainConfig, topology: Topology, mesh_config: MeshConf
     )
     if config.lora is not None:
         total *= 2 / 3  # kernels have no gradients
-    return compile_for(topology, mesh, step, (state, batch), sizes, config.dtype, total)
+    return compile_for(topology, mesh.mesh, step, (state, batch), sizes, config.dtype, total)
 
 
 def abstract_training(
-    config: TrainConfig, mesh: Mesh
+    config: TrainConfig, mesh: MeshLayout
 ) -> tuple[TrainStep, TrainState, dict[str, jax.ShapeDtypeStruct]]:
     """The training step of a run, and what it takes without its values: the state and a batch."""
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    blueprint, state = abstract_state(
-        config.model,
-        optimizer,
-        mesh,
-        freeze=config.optimizer.freeze,
-        lora=config.lora,
-        dtype=config.dtype,
-        remat=config.remat,
-        unroll=config.unroll,
-    )
-    step = make_train_step(
-        blueprint,
-        state,
-        mesh=mesh,
-        schedule=schedule_from_dict(config.schedule),
-        optimizer=optimizer,
-        learning_rate=learning_rate_schedule(config.optimizer, config.steps),
-        ema=config.ema,
-        loss_repeat=config.loss_repeat,
-        first_frame_loss=config.first_frame_loss,
-        seed=config.seed,
-    )
+    programs = make_programs(config, mesh)
     size, frames = batch_of(config)
     batch = abstract_batch(
         config.model,
@@ -172,7 +152,7 @@ def abstract_training(
         text_dtype=config.dataset.text_dtype,
         sharding=batch_sharding(mesh),
     )
-    return step, state, batch
+    return programs.step, programs.state, batch
 
 
 def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Plan:
@@ -229,7 +209,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
     arguments = (params, conditions, keys)
     sizes = {"parameters": device_bytes(params), "conditions": device_bytes(arguments[1:])}
     amount = sum(total.values())
-    return compile_for(topology, mesh, program, arguments, sizes, config.dtype, amount)
+    return compile_for(topology, mesh.mesh, program, arguments, sizes, config.dtype, amount)
 
 
 def compile_for(
@@ -244,14 +224,15 @@ def compile_for(
     """Compiles a jitted function for a mesh of a topology's devices.
 
     Args:
-        topology, mesh: where it would run.
+        topology, mesh: where it would run. Unless that is the CPU, JAX keeps nothing in its cache
+            of programs: what is compiled for devices that are not here can be written there, and
+            not be read.
         function: what.
         arguments: abstract, with shardings.
         sizes: bytes of what is in memory anyway, arguments included.
         dtype: of the computation.
         model_flops: of the whole of one run, all devices.
     """
-    began = time.monotonic()
     make = functools.partial(
         Plan,
         topology=topology,
@@ -260,10 +241,13 @@ def compile_for(
         sizes=sizes,
         model_flops=model_flops / mesh.size,
     )
-    with target(topology.machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    machine, began = topology.machine, time.monotonic()
+    with target(machine.target), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = function.lower(*arguments)
+    here = machine.target.platform == "cpu"
     try:
-        compiled = lowered.compile()
+        with contextlib.nullcontext() if here else _no_program_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if (needed := _out_of_memory(str(error))) is None:
             raise
@@ -271,8 +255,7 @@ def compile_for(
         seconds = time.monotonic() - began
         return make(temporaries=temporaries, costs=None, network=0.0, compile_seconds=seconds)
     seconds = time.monotonic() - began
-    memory = compiled.memory_analysis()
-    costs = hlo.costs(compiled.as_text())
+    memory, costs = compiled.memory_analysis(), read_costs(compiled.as_text())
     # Results that do not take the place of arguments are new.
     extra = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return make(
@@ -281,6 +264,19 @@ def compile_for(
         network=network_seconds(costs, topology, mesh),
         compile_seconds=seconds,
     )
+
+
+@contextlib.contextmanager
+def _no_program_cache() -> Iterator[None]:
+    """Has JAX neither read nor write its cache of compiled programs, which it asks for once."""
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        compilation_cache.reset_cache()
 
 
 def _out_of_memory(message: str) -> int | None:
@@ -295,16 +291,13 @@ def _out_of_memory(message: str) -> int | None:
     return int(float(number) * units[unit])
 
 
-def network_seconds(costs: hlo.Costs, topology: Topology, mesh: Mesh) -> float:
+def network_seconds(costs: Costs, topology: Topology, mesh: Mesh) -> float:
     """Seconds of a program's collectives, one after the other."""
     devices = mesh.devices.ravel()
-    total = 0.0
-    for one, times in costs.collectives.items():
-        group = [devices[position] for position in one.group]
-        if len(group) > 1:
-            sent = sent_bytes(one.kind, one.bytes, len(group))
-            total += times * sent / topology.bandwidth(group)
-    return total
+    return sum(
+        times * topology.seconds(one.kind, one.bytes, [devices[i] for i in one.group])
+        for one, times in costs.collectives.items()
+    )
 
 
 def device_bytes(tree: Any) -> int:
@@ -313,50 +306,3 @@ def device_bytes(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def report(plan: Plan) -> list[str]:
-    """Lines that say all of a training plan."""
-    machine = plan.topology.machine
-    lines = [f"mesh: {mesh_text(plan)}", "each device:"]
-    lines += [f"  {name:14} {size_text(size):>10}" for name, size in plan.sizes.items()]
-    lines += [f"  {'temporaries':14} {size_text(plan.temporaries):>10}  activations, gradients"]
-    room = "" if math.isinf(machine.memory) else f" of {size_text(machine.memory)}"
-    verdict = "" if plan.fits else "; DOES NOT FIT"
-    lines += [f"  {'peak':14} {size_text(plan.peak):>10}{room}{verdict}"]
-    if plan.costs is None:
-        return lines
-    extra = plan.costs.flops / plan.model_flops
-    lines += [
-        f"  {'FLOPs':14} {plan.costs.flops / 1e12:7.2f} T   {extra:.2f} x the model's",
-        f"  {'memory traffic':14} {size_text(plan.costs.bytes):>10}",
-    ]
-    for kind, (count, size) in sorted(plan.costs.by_kind().items()):
-        lines += [f"  {kind:14} {size_text(size):>10}  in {count:.0f}"]
-    if not machine.flops:
-        return lines
-    parts = ", ".join(f"{name} {value:.3g} s" for name, value in plan.seconds.items())
-    lines += [
-        f"roofline: {parts}",
-        f"time: {times(plan.overlapped, plan.serial)}, MFU {100 * plan.mfu(plan.serial):.0f} to "
-        f"{100 * plan.mfu(plan.overlapped):.0f} %",
-    ]
-    return lines
-
-
-def mesh_text(plan: Plan) -> str:
-    """A plan's mesh."""
-    return ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
-
-
-def size_text(size: float) -> str:
-    """Bytes, in GB or what fits them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size / 1e3:.1f} kB"
-
-
-def times(least: float, most: float) -> str:
-    """A range of seconds."""
-    return f"{least:.3g} to {most:.3g} s"

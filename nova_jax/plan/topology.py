@@ -29,7 +29,7 @@ class Topology:
     """So many devices of a kind, and how they are joined.
 
     Attributes:
-        machine: the kind, a key of `MACHINES`.
+        kind: of the devices, a key of `MACHINES`.
         shape: sides of a TPU slice; (nodes, GPUs of each); CPU devices.
     """
 
@@ -99,6 +99,11 @@ class Topology:
             reason = str(error).splitlines()[0]
             raise NovaError(f"topology {self} cannot be compiled for: {reason}") from error
 
+    def seconds(self, kind: str, size: float, group: Sequence[Any]) -> float:
+        """How long a collective of `size` bytes takes in each group of devices like this one."""
+        devices = len(group)
+        return sent_bytes(kind, size, devices) / self.bandwidth(group) if devices > 1 else 0.0
+
     def bandwidth(self, group: Sequence[Any]) -> float:
         """Bytes/s at which each device of a group can send to the others, all groups at once.
 
@@ -124,6 +129,17 @@ class Topology:
             ring = side % machine.wraps == 0 and len(distinct) * gap == side
             total += machine.link * (2 if ring else 1) / gap
         return total
+
+
+def sent_bytes(kind: str, size: float, devices: int) -> float:
+    """Bytes that each device of a ring sends in a collective of `size` bytes.
+
+    (n − 1)/n of them in an all-gather, a reduce-scatter or an all-to-all, twice that in an
+    all-reduce, all of them in a permutation.
+    """
+    if kind == "collective-permute":
+        return size
+    return (2 if kind == "all-reduce" else 1) * size * (devices - 1) / devices
 
 
 _EXAMPLES = {

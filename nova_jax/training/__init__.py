@@ -1,1 +1,1 @@
-"""Training: optimizer, state, step, evaluation and the loop around them."""
+"""Training: optimizer, state, step, validation and the loop around them."""

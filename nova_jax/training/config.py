@@ -28,7 +28,7 @@ class CheckpointConfig:
     Attributes:
         every: steps between checkpoints; there is one at the end in any case.
         keep_latest: newest checkpoints to keep.
-        keep_best: checkpoints with the lowest evaluation loss to keep besides.
+        keep_best: checkpoints with the lowest validation loss to keep besides.
     """
 
     every: int = 1000
@@ -54,11 +54,11 @@ class LoggingConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class ValidationConfig:
     """Loss on held-out clips, by the averaged parameters.
 
     Attributes:
-        every: steps between evaluations; there is one at the end in any case.
+        every: steps between validations; there is one at the end in any case.
         batches: video batches, the same ones each time.
     """
 
@@ -80,6 +80,10 @@ class SamplesConfig:
     prompts: tuple[str, ...] = ()
     seed: int = 0
 
+    def due(self, step: int, last: bool) -> bool:
+        """Whether it is time for some after a step, which may be the run's last."""
+        return bool(self.every and self.prompts) and (last or step % (self.every or 1) == 0)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -94,9 +98,10 @@ class TrainConfig:
         init: checkpoint whose parameters the run starts from; None to draw them.
         lora: adapters to train in place of the parameters of ``init``; None to train all of these.
         schedule: noise schedule, see `nova_jax.sampling.schedules`.
-        codec: pixels to latents, see `nova_jax.codecs`; None where the dataset brings latents.
-        text_encoder: prompts to features, see `nova_jax.codecs`; None where the dataset brings
-            features, or the model takes class labels.
+        codec: pixels to latents, see `nova_jax.checkpoints.parts`; None where the dataset brings
+            latents.
+        text_encoder: prompts to features, see `nova_jax.checkpoints.parts`; None where the dataset
+            brings features, or the model takes class labels.
         dataset: what to train on, by its ``type``, see `nova_jax.training.datasets`.
         data: how the dataset's clips are batched and mixed.
         optimizer: which parameters are trained, and how.
@@ -113,7 +118,7 @@ class TrainConfig:
         mesh: how devices share the work; it may change when a run is taken up again.
         checkpoint: see `CheckpointConfig`.
         logging: see `LoggingConfig`.
-        evaluation: see `EvaluationConfig`.
+        validation: see `ValidationConfig`.
         samples: see `SamplesConfig`.
         sampling: defaults of generation, saved with the model.
         motion_flow: motion score that generation asks for by default, in pixels a frame.
@@ -141,7 +146,7 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig = SamplingConfig()
     motion_flow: float = 5.0
@@ -154,8 +159,8 @@ class TrainConfig:
             "checkpoint.every": self.checkpoint.every,
             "checkpoint.keep_latest": self.checkpoint.keep_latest,
             "logging.every": self.logging.every,
-            "evaluation.every": self.evaluation.every,
-            "evaluation.batches": self.evaluation.batches,
+            "validation.every": self.validation.every,
+            "validation.batches": self.validation.batches,
         }
         for name, value in counts.items():
             if value < 1:
@@ -200,7 +205,8 @@ class TrainConfig:
             "guard",
             "checkpoint",
             "logging",
-            "evaluation",
+            "validation",
+            "evaluation",  # what 0.1.0 called it
             "samples",
             "sampling",
             "motion_flow",

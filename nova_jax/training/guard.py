@@ -1,4 +1,4 @@
-"""What happens when numbers go wrong: skipped steps, their cause, the way back, and spikes.
+"""What happens when numbers go wrong: skipped steps, their cause, and the way back.
 
 A step whose loss or gradients are not finite changes nothing (`nova_jax.training.step`). This file
 counts such steps on the host, names what produced the first of a row, and says when to go back to
@@ -11,16 +11,15 @@ import dataclasses
 import functools
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 
-from nova_jax.distributed.mesh import replicated
+from nova_jax.distributed.mesh import MeshLayout, replicate, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.observe import Places, observed
 from nova_jax.sampling.schedules import Schedule
@@ -36,26 +35,21 @@ Diagnose = Callable[[TrainState, Batch, int], str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GuardConfig:
-    """What to do about numbers that are not finite, and about spikes.
+    """What to do about numbers that are not finite.
 
     Attributes:
         limit: skipped steps in a row at which the run goes back to its last checkpoint.
         rollbacks: how often it may, before it stops with an error.
-        spike: standard deviations above its running mean at which a loss or a gradient norm is
-            reported as a spike.
     """
 
     limit: int = 10
     rollbacks: int = 3
-    spike: float = 6.0
 
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise NovaError(f"guard.limit is {self.limit}; it must be at least 1")
         if self.rollbacks < 0:
             raise NovaError(f"guard.rollbacks is {self.rollbacks}; it must not be negative")
-        if self.spike <= 0:
-            raise NovaError(f"guard.spike is {self.spike}; it must be positive")
 
 
 class NumericsGuard:
@@ -87,7 +81,7 @@ class NumericsGuard:
             NovaError: it is, once too often.
         """
         last, self._last = self._last, (step, batch, metrics)
-        if last is None or not last[2]["skipped"]:
+        if last is None or not jax.device_get(last[2]["skipped"]):
             self._in_a_row = 0
             return False
         if self._in_a_row == 0:
@@ -111,7 +105,7 @@ class NumericsGuard:
 
 
 def make_diagnosis(
-    blueprint: Blueprint, *, mesh: Mesh, schedule: Schedule, loss_repeat: int, seed: int
+    blueprint: Blueprint, *, mesh: MeshLayout, schedule: Schedule, loss_repeat: int, seed: int
 ) -> Diagnose:
     """Makes ``(state, batch, step) -> words``: what is first not finite when a step is repeated.
 
@@ -138,7 +132,7 @@ def make_diagnosis(
         return parts.loss, places, finite_of(gradients)
 
     def first(flags: Mapping[str, Any]) -> str | None:
-        flat = flatten_dict(flags, sep=".")
+        flat = flatten_dict(jax.device_get(flags), sep=".")
         return next((name for name, flag in flat.items() if not flag), None)
 
     def diagnose(state: TrainState, batch: Batch, step: int) -> str:
@@ -146,7 +140,9 @@ def make_diagnosis(
             return f"the batch's {name}"
         if name := first(finite_of(state.params)):
             return f"the parameter {name}"
-        loss, places, gradients = look(state, batch, step)
+        loss, places, gradients = jax.device_get(
+            look(state, batch, replicate(np.int32(step), mesh))
+        )
         if name := first(places):
             return name
         if not math.isfinite(loss):
@@ -156,38 +152,3 @@ def make_diagnosis(
         return "not when repeated with the parameters after it"
 
     return diagnose
-
-
-class Spikes:
-    """Running mean and variance of numbers, by name, and what stands out from them.
-
-    The last 100 values or so count. Nothing stands out before there are 50.
-    """
-
-    def __init__(self, threshold: float):
-        self.threshold = threshold
-        self._moments: dict[str, tuple[int, float, float]] = defaultdict(lambda: (0, 0.0, 0.0))
-
-    def find(
-        self, kind: str, step: int, metrics: Mapping[str, float]
-    ) -> Iterator[tuple[str, float]]:
-        """Takes a step's metrics, and yields the name of each spike with its deviations."""
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(value := float(metrics[name])):
-                continue
-            key = f"{kind}/{name}"
-            count, mean, variance = self._moments[key]
-            deviations = (value - mean) / math.sqrt(variance) if variance > 0 else 0.0
-            if count >= 50 and deviations > self.threshold:
-                logger.warning(
-                    "step %d: %s %.4g is %.1f standard deviations above its mean %.4g",
-                    *(step, key, value, deviations, mean),
-                )
-                yield name, deviations
-                # It counts as what just would not have been one; a new level wins in the end.
-                value = mean + self.threshold * math.sqrt(variance)
-            weight = max(0.01, 1 / (count + 1))
-            difference = value - mean
-            mean += weight * difference
-            variance = (1 - weight) * (variance + weight * difference**2)
-            self._moments[key] = count + 1, mean, variance

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
+from functools import cache, partial
 
 import grain
 import jax
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils.epath import Path
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from nova_jax.autoencoders.interface import VideoCodec
@@ -29,6 +27,7 @@ from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoi
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
 from nova_jax.distributed.mesh import (
+    MeshLayout,
     SampleSpread,
     check_batch_size,
     make_mesh,
@@ -43,14 +42,12 @@ from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.datasets import build_dataset
-from nova_jax.training.guard import NumericsGuard, Spikes, make_diagnosis
-from nova_jax.training.metrics import MetricWriter
-from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nova_jax.training.start import load_start
-from nova_jax.training.state import TrainState, create_state
-from nova_jax.training.step import make_train_step
+from nova_jax.training.guard import NumericsGuard
+from nova_jax.training.metrics import MetricWriter, StepLog
+from nova_jax.training.programs import make_programs
+from nova_jax.training.start import load_initial
+from nova_jax.training.state import Blueprint, TrainState
 from nova_jax.training.throughput import Throughput, Trace
-from nova_jax.training.validation import make_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ class Result:
     Attributes:
         step: steps done.
         finished: whether those were all; if not, the same command goes on.
-        evaluation: the last evaluation's numbers.
+        validation: the last validation's numbers.
         seconds: how long this process trained.
         parameters: size of the model.
         skipped: steps of this process that were not finite.
@@ -81,7 +78,7 @@ class Result:
 
     step: int
     finished: bool
-    evaluation: dict[str, float]
+    validation: dict[str, float]
     seconds: float
     parameters: int
     skipped: int
@@ -105,187 +102,87 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     mesh = make_mesh(config=config.mesh)
     check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
     check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
-    learning_rate = learning_rate_schedule(config.optimizer, config.steps)
+    programs = make_programs(config, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
-    initial = None
-    if config.init is not None and not has_checkpoint(workdir):
-        initial = load_start(config.init, config.model, mesh)
-        if multihost.is_first():
-            tqdm.write(f"{config.init.checkpoint}: {initial}")
-            if initial.schedule != parts.schedule:
-                tqdm.write(f"It was trained with {initial.schedule}, this run has {parts.schedule}")
+    initial = cache(partial(initial_variables, config, parts, mesh))
+    if not has_checkpoint(workdir):
+        initial()
     multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
 
     # 2. The data: an endless stream whose position is part of a checkpoint, and held-out clips.
     shard = process_share(mesh)
     data = parts.dataset.batches(config.data, *shard)
-    held_out = parts.dataset.held_out(config.data, config.evaluation.batches, *shard)
-    evaluation_data = [shard_batch(batch, mesh) for batch in held_out]
+    clips = parts.dataset.held_out(config.data, config.validation.batches, *shard)
+    held_out = [shard_batch(batch, mesh) for batch in clips]
 
-    # 3. The state, sharded from the start, and the programs that work on it.
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    blueprint, state = create_state(
-        config.model,
-        optimizer,
-        mesh,
-        seed=config.seed,
-        freeze=config.optimizer.freeze,
-        lora=config.lora,
-        start=None if initial is None else initial.variables,
-        dtype=config.dtype,
-        remat=config.remat,
-        unroll=config.unroll,
-    )
-    shapes = jax.eval_shape(blueprint.variables, state.params, state.frozen)
-    parameters = sum(math.prod(shape.shape) for shape in shapes.values())
-    train_step = make_train_step(
-        blueprint,
-        state,
-        mesh=mesh,
-        schedule=parts.schedule,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
-        ema=config.ema,
-        loss_repeat=config.loss_repeat,
-        first_frame_loss=config.first_frame_loss,
-        seed=config.seed,
-    )
-    evaluate = make_evaluation(
-        blueprint, state, mesh=mesh, schedule=parts.schedule, loss_repeat=config.loss_repeat
-    )
+    # 3. The state, sharded from the start: an earlier process's, where it left off, or a new one.
+    keep = config.checkpoint
+    checkpoints = RunCheckpoints(workdir, keep_latest=keep.keep_latest, keep_best=keep.keep_best)
+    done, state = restore(checkpoints, programs.state, data) or (0, programs.create(initial()))
 
-    diagnose = make_diagnosis(
-        blueprint,
-        mesh=mesh,
-        schedule=parts.schedule,
-        loss_repeat=config.loss_repeat,
-        seed=config.seed,
-    )
-    guard, spikes = NumericsGuard(config.guard, diagnose), Spikes(config.guard.spike)
-    speed = Throughput(config, mesh)
+    # 4. Train. The host queues a step ahead; once a logging interval it waits for the device.
+    writer = open_writer(workdir, config, done)
+    log = StepLog(writer, done, config.steps)
+    guard, speed = NumericsGuard(config.guard, programs.diagnose), Throughput(config, mesh)
     trace = Trace(workdir / "profile", config.logging.profile)
-
-    # 4. Where an earlier process left off.
-    checkpoints = RunCheckpoints(
-        workdir,
-        keep_latest=config.checkpoint.keep_latest,
-        keep_best=config.checkpoint.keep_best,
-    )
-    start = 0
-    if restored := checkpoints.restore_newest(state.trees(), data):
-        start, trees = restored
-        state = TrainState.from_trees(trees)
-    writer = MetricWriter(
-        workdir,
-        config.to_dict(),
-        first_step=start,
-        tensorboard=config.logging.tensorboard,
-        wandb_project=config.logging.wandb_project,
-    )
-
-    # 5. Train. The host queues a step ahead; once a logging interval it waits for the device.
-    began = time.monotonic()
-    stop = min(config.steps, config.stop_at or config.steps)
-    done, skipped, pending, evaluation = start, 0, [], {}
-    leaving = done >= stop
-    bar = tqdm(
-        total=config.steps,
-        initial=min(start, config.steps),
-        unit="step",
-        dynamic_ncols=True,
-        disable=not multihost.is_first(),
-    )
+    began, stop = time.monotonic(), min(config.steps, config.stop_at or config.steps)
+    leaving, validation = done >= stop, {}
     with (
         checkpoints,
         closing(writer),
-        bar,
+        closing(log),
         trace,
-        multihost.losses_named(),
+        multihost.lost_processes_named(),
         multihost.stop_requests() as stop_requested,
     ):
         while not leaving:
             with dead_workers_named(), speed.waiting():
                 batch = shard_batch(next(data), mesh)
             trace.before(done + 1)
-            state, metrics = train_step(state, batch)
+            state, metrics = programs.step(state, batch)
             done += 1
             speed.step(batch, metrics)
             trace.after(done, metrics)
-            pending.append((done, batch["latents"].shape[1:4], metrics))
+            log.add(done, batch, metrics)
 
             if guard.watch(state, done, batch, metrics):
-                skipped += sum(int(metrics["skipped"]) for *_, metrics in jax.device_get(pending))
                 done, state = go_back(checkpoints, state, data)
-                writer.go_back(done)
-                bar.n, pending = done, []
+                log.go_back(done)
                 continue
-            leaving = stop_requested(done) or done == stop
+            leaving, last = stop_requested(done) or done == stop, done == config.steps
 
             if done % config.logging.every == 0 or leaving:
-                for step, shape, metrics in jax.device_get(pending):
-                    kind = "train_video" if shape[0] > 1 else "train_image"
-                    of_bucket = {f"loss_{'x'.join(map(str, shape))}": metrics["loss"]}
-                    writer.scalars(step, kind, metrics | of_bucket)
-                    skipped += int(metrics["skipped"])
-                    for name, deviations in spikes.find(kind, step, metrics):
-                        writer.scalars(step, f"spike_{kind}", {name: deviations})
-                bar.update(len(pending))
-                bar.set_postfix(loss=f"{np.mean([m['loss'] for *_, m in pending]):.4f}")
-                pending = []
-                if numbers := speed.look():
-                    writer.scalars(done, "speed", numbers)
+                log.write()
+                writer.scalars(done, "speed", speed.look())
 
-            evaluated = done % config.evaluation.every == 0 or done == config.steps
-            if evaluated:
-                evaluation = evaluate(state.ema, state.frozen, evaluation_data)
-                writer.scalars(done, "evaluation", evaluation)
+            if validated := last or done % config.validation.every == 0:
+                validation = programs.validate(state.ema, state.frozen, held_out)
+                writer.scalars(done, "validation", validation)
                 speed.restart()
 
-            samples = config.samples
-            if samples.every and samples.prompts:
-                if done % samples.every == 0 or done == config.steps:
-                    model = blueprint.model(state.ema, state.frozen)
-                    videos = draw_samples(model, config, parts, mesh)
-                    if multihost.is_first():
-                        save_samples(workdir / "samples" / f"step_{done:07d}", videos, config)
-                    for index, frames in enumerate(videos):
-                        writer.video(done, f"samples/{index}", frames, config.dataset.fps)
-                    speed.restart()
+            if config.samples.due(done, last):
+                model = programs.blueprint.model(state.ema, state.frozen)
+                videos = generate_samples(model, config, parts, mesh)
+                save_samples(writer, workdir, done, videos, config)
+                speed.restart()
 
-            if done % config.checkpoint.every == 0 or leaving:
+            if leaving or done % config.checkpoint.every == 0:
                 writer.flush()
-                loss = evaluation["loss"] if evaluated else None
+                loss = validation["loss"] if validated else None
                 checkpoints.save(done, state.trees(), data, loss)
                 speed.restart()
         checkpoints.wait()
 
-    # 6. The finished model.
+    # 5. The finished model.
     if done >= config.steps:
-        save_model(
-            workdir / "model",
-            variables=blueprint.variables(state.ema, state.frozen),
-            config=config.to_dict(),
-            step=done,
-        )
-        if config.lora is not None and config.init is not None:
-            flat = flatten_dict(state.ema, sep=".")
-            save = partial(
-                save_adapters,
-                workdir / "adapters",
-                adapters={name: multihost.to_host(array) for name, array in flat.items()},
-                rank=config.lora.rank,
-                alpha=config.lora.alpha,
-                model=config.model,
-                base=config.init.checkpoint,
-            )
-            multihost.on_first(save)
+        save_finished(workdir, config, done, programs.blueprint, state)
     return Result(
         step=done,
         finished=done >= config.steps,
-        evaluation=evaluation,
+        validation=validation,
         seconds=time.monotonic() - began,
-        parameters=parameters,
-        skipped=skipped,
+        parameters=programs.parameters,
+        skipped=log.skipped,
         speed=speed.summary(),
     )
 
@@ -329,6 +226,42 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     )
 
 
+def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:
+    """What a run starts from instead of drawn parameters, by path; says what was taken over."""
+    if config.init is None:
+        return {}
+    initial = load_initial(config.init, config.model, mesh)
+    if multihost.is_first():
+        tqdm.write(f"{config.init.checkpoint}: {initial}")
+        if initial.schedule != parts.schedule:
+            tqdm.write(f"It was trained with {initial.schedule}, this run has {parts.schedule}")
+    return initial.variables
+
+
+def open_writer(workdir: Path, config: TrainConfig, done: int) -> MetricWriter:
+    """Where the numbers of steps after those that are done go, and samples."""
+    return MetricWriter(
+        workdir,
+        config.to_dict(),
+        first_step=done,
+        tensorboard=config.logging.tensorboard,
+        wandb_project=config.logging.wandb_project,
+    )
+
+
+def restore(
+    checkpoints: RunCheckpoints, state: TrainState, data: grain.DatasetIterator
+) -> tuple[int, TrainState] | None:
+    """Steps done and state of the newest checkpoint, with the data at its position; None without.
+
+    `state` says what arrays there are and where they lie; they may be abstract, or donated.
+    """
+    if (restored := checkpoints.restore_newest(state.trees(), data)) is None:
+        return None
+    step, trees = restored
+    return step, TrainState.from_trees(trees)
+
+
 def go_back(
     checkpoints: RunCheckpoints, state: TrainState, data: grain.DatasetIterator
 ) -> tuple[int, TrainState]:
@@ -338,17 +271,19 @@ def go_back(
         NovaError: there is none yet.
     """
     position = data.get_state()
-    if (restored := checkpoints.restore_newest(state.trees(), data)) is None:
+    if (restored := restore(checkpoints, state, data)) is None:
         raise NovaError(
             "the numbers are not finite and there is no checkpoint to go back to; "
             "lower optimizer.learning_rate, set optimizer.clip_norm, or look at the data"
         )
     data.set_state(position)
     logger.warning("going back to the checkpoint of step %d", restored[0])
-    return restored[0], TrainState.from_trees(restored[1])
+    return restored
 
 
-def draw_samples(model: Nova, config: TrainConfig, parts: Parts, mesh: Mesh) -> np.ndarray:
+def generate_samples(
+    model: Nova, config: TrainConfig, parts: Parts, mesh: MeshLayout
+) -> np.ndarray:
     """Videos of ``config.samples.prompts``, the same noise each time: uint8 [B, F, H, W, 3]."""
     assert parts.codec is not None and parts.text_encoder is not None  # `build_parts` has checked
     samples, count = config.samples, len(config.samples.prompts)
@@ -373,15 +308,47 @@ def draw_samples(model: Nova, config: TrainConfig, parts: Parts, mesh: Mesh) -> 
     return np.asarray(to_uint8(parts.codec.decode(multihost.to_host(latents))))
 
 
-def save_samples(path: Path, videos: np.ndarray, config: TrainConfig) -> None:
-    """Writes a sheet of all frames with the prompts, and all videos side by side as a GIF."""
+def save_samples(
+    writer: MetricWriter, workdir: Path, step: int, videos: np.ndarray, config: TrainConfig
+) -> None:
+    """Leaves a sheet of all frames with the prompts, and all videos side by side as a GIF."""
+    fps = config.dataset.fps
+    for index, frames in enumerate(videos):
+        writer.video(step, f"samples/{index}", frames, fps)
+    if not multihost.is_first():
+        return
+    path = workdir / "samples" / f"step_{step:07d}"
     path.parent.mkdir(exist_ok=True)
     large = enlarge(videos, 96)
     sheet = contact_sheet(list(large), config.samples.prompts)
     path.with_suffix(".png").write_bytes(encode_png(sheet))
     if videos.shape[1] > 1:
-        gif = encode_gif(np.concatenate(list(large), axis=2), config.dataset.fps)
-        path.with_suffix(".gif").write_bytes(gif)
+        path.with_suffix(".gif").write_bytes(encode_gif(np.concatenate(list(large), axis=2), fps))
+
+
+def save_finished(
+    workdir: Path, config: TrainConfig, step: int, blueprint: Blueprint, state: TrainState
+) -> None:
+    """Leaves the averaged model, and the adapters by themselves where these were trained."""
+    save_model(
+        workdir / "model",
+        variables=blueprint.variables(state.ema, state.frozen),
+        config=config.to_dict(),
+        step=step,
+    )
+    if config.lora is None or config.init is None:
+        return
+    flat = flatten_dict(state.ema, sep=".")
+    save = partial(
+        save_adapters,
+        workdir / "adapters",
+        adapters={name: multihost.to_host(array) for name, array in flat.items()},
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+        model=config.model,
+        base=config.init.checkpoint,
+    )
+    multihost.on_first(save)
 
 
 @contextmanager

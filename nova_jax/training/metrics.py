@@ -9,17 +9,20 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
+import jax
 import numpy as np
 from etils.epath import Path
 from jaxtyping import UInt8
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
+from tqdm import tqdm
 
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
 from nova_jax.files import write_whole
 from nova_jax.media import encode_gif, encode_png
+from nova_jax.training.step import Batch, Metrics
 
 
 class MetricWriter:
@@ -78,8 +81,8 @@ class MetricWriter:
             self._open(step)
 
     def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Records numbers of one step as ``group/name``."""
-        if self._lines is None:
+        """Records numbers of one step, if there are any, as ``group/name``."""
+        if self._lines is None or not values:
             return
         named = {f"{group}/{name}": float(value) for name, value in values.items()}
         # JSON has no word for what is not finite.
@@ -132,6 +135,57 @@ class MetricWriter:
             self._lines.close()
         if self._board is not None:
             self._board.close()
+
+
+class StepLog:
+    """The metrics of steps from when they are queued until they are written, and a progress bar.
+
+    Args:
+        writer: where they go.
+        done: steps before the first.
+        steps: of the whole run.
+    """
+
+    def __init__(self, writer: MetricWriter, done: int, steps: int):
+        self.skipped = 0
+        self._writer = writer
+        self._pending: list[tuple[int, tuple[int, ...], Metrics]] = []
+        self._bar = tqdm(
+            total=steps,
+            initial=min(done, steps),
+            unit="step",
+            dynamic_ncols=True,
+            disable=not multihost.is_first(),
+        )
+
+    def add(self, step: int, batch: Batch, metrics: Metrics) -> None:
+        """Takes note of a step that has been queued; does not wait for it."""
+        self._pending.append((step, batch["latents"].shape[1:4], metrics))
+
+    def write(self) -> None:
+        """Waits for the steps that have been queued and writes down what they gave."""
+        finished = self._take()
+        for step, shape, metrics in finished:
+            kind = "train_video" if shape[0] > 1 else "train_image"
+            of_bucket = {f"loss_{'x'.join(map(str, shape))}": metrics["loss"]}
+            self._writer.scalars(step, kind, metrics | of_bucket)
+        self._bar.update(len(finished))
+        self._bar.set_postfix(loss=f"{np.mean([metrics['loss'] for *_, metrics in finished]):.4f}")
+
+    def go_back(self, step: int) -> None:
+        """Forgets what steps after this one gave, but for how many were skipped."""
+        self._take()
+        self._writer.go_back(step)
+        self._bar.n = step
+
+    def close(self) -> None:
+        """Leaves the progress bar as it is."""
+        self._bar.close()
+
+    def _take(self) -> list[tuple[int, tuple[int, ...], Any]]:
+        taken, self._pending = jax.device_get(self._pending), []
+        self.skipped += sum(int(metrics["skipped"]) for *_, metrics in taken)
+        return taken
 
 
 class _Rewritten(io.StringIO):

@@ -19,10 +19,10 @@ from typing import Literal
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
 
 from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints import model as native
+from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
@@ -63,7 +63,7 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class InitialVariables:
     """What to start from.
 
     Attributes:
@@ -83,7 +83,7 @@ class Start:
         return f"{len(self.variables)} arrays taken over{drawn}"
 
 
-def load_start(init: InitConfig, config: NovaConfig, mesh: Mesh) -> Start:
+def load_initial(init: InitConfig, config: NovaConfig, mesh: MeshLayout) -> InitialVariables:
     """Loads the parameters to start from onto the mesh.
 
     Args:
@@ -120,7 +120,9 @@ def load_start(init: InitConfig, config: NovaConfig, mesh: Mesh) -> Start:
     flat = nnx.to_flat_state(nnx.state(model))
     values = {".".join(map(str, path)): variable.get_value() for path, variable in flat}
     drawn = tuple(name for name in names if any(re.match(pattern, name) for pattern in fresh))
-    return Start({name: values[name] for name in set(names) - set(drawn)}, drawn, schedule)
+    return InitialVariables(
+        {name: values[name] for name in set(names) - set(drawn)}, drawn, schedule
+    )
 
 
 def _check_same(

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Int
 
 from nova_jax.checkpoints.adapters import apply_adapters
-from nova_jax.distributed.mesh import parameter_shardings, partition_spec, replicated
+from nova_jax.distributed.mesh import MeshLayout, parameter_shardings, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat, logical_axes
@@ -124,7 +123,7 @@ def update_ema(config: EMAConfig, step: jax.Array, ema: Params, params: Params) 
 def create_state(
     config: NovaConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: MeshLayout,
     *,
     seed: int,
     freeze: tuple[str, ...] | None = None,
@@ -162,7 +161,7 @@ def create_state(
 def abstract_state(
     config: NovaConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: MeshLayout,
     *,
     freeze: tuple[str, ...] | None = None,
     lora: LoraConfig | None = None,
@@ -181,7 +180,7 @@ def abstract_state(
 def _state_maker(
     config: NovaConfig,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: MeshLayout,
     seed: int,
     freeze: tuple[str, ...] | None,
     lora: LoraConfig | None,
@@ -226,7 +225,7 @@ def _shardings(
     state: TrainState,
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: MeshLayout,
     lora: LoraConfig | None,
 ) -> Any:
     """Sharding of every array of a state: moments and EMA lie where their parameter lies."""
@@ -236,8 +235,7 @@ def _shardings(
         flat = nnx.to_flat_state(nnx.state(model))
         axes = {".".join(map(str, path)): logical_axes(variable) for path, variable in flat}
         for name, names in adapter_axes({name: axes[name] for name in lora.select(axes)}).items():
-            spec = partition_spec(names, adapters[name].shape, mesh)
-            by_path[name] = NamedSharding(mesh, spec)
+            by_path[name] = mesh.sharding(names, adapters[name].shape)
 
     def of(params: Params) -> Params:
         names = flatten_dict(params, sep=".")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicated
+from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.models.observe import Places, hand_on, observed
 from nova_jax.sampling.schedules import Schedule
@@ -33,7 +33,7 @@ def make_train_step(
     blueprint: Blueprint,
     state: TrainState,
     *,
-    mesh: Mesh,
+    mesh: MeshLayout,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
@@ -98,7 +98,7 @@ def training_step(
     batch: Batch,
     draws: TrainingDraws,
     *,
-    mesh: Mesh,
+    mesh: MeshLayout,
     schedule: Schedule,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
@@ -162,7 +162,7 @@ def loss_and_gradients(
     batch: Batch,
     draws: TrainingDraws,
     *,
-    mesh: Mesh,
+    mesh: MeshLayout,
     schedule: Schedule,
     first_frame_loss: float = 1.0,
 ) -> tuple[LossParts, Params]:

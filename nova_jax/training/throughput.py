@@ -11,9 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from nova_jax.distributed.machines import machine_of
+from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.models import flops
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.step import Batch, Metrics
@@ -35,7 +35,7 @@ class Throughput:
         mesh: the devices of all processes.
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh):
+    def __init__(self, config: TrainConfig, mesh: MeshLayout):
         self._config, self._devices = config, mesh.size
         machine = machine_of(mesh.devices.flat[0])
         self._peak = None if machine is None else machine.flops[config.dtype]

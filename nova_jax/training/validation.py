@@ -1,6 +1,6 @@
 """Loss on held-out clips, whole and by frame, mask ratio and timestep.
 
-The clips and everything drawn are the same at each evaluation, so its numbers can be compared
+The clips and everything drawn are the same at each validation, so its numbers can be compared
 along a run and between runs of one config.
 """
 
@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicate, replicated
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
@@ -28,12 +27,17 @@ TIME_BUCKETS = (200, 400, 600, 800, 1000)
 _SEED = 20241220
 
 Table = dict[str, tuple[Array, Array]]
-Evaluate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
+Validate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
 
 
-def make_evaluation(
-    blueprint: Blueprint, state: TrainState, *, mesh: Mesh, schedule: Schedule, loss_repeat: int
-) -> Evaluate:
+def make_validation(
+    blueprint: Blueprint,
+    state: TrainState,
+    *,
+    mesh: MeshLayout,
+    schedule: Schedule,
+    loss_repeat: int,
+) -> Validate:
     """Compiles ``(params, frozen, batches) -> numbers by name``.
 
     Args:
@@ -44,14 +48,15 @@ def make_evaluation(
         loss_repeat: noise draws of each frame.
 
     Returns:
-        The evaluation. Its numbers are the training loss (``loss``, ``loss_first``,
+        The validation. Its numbers are the training loss (``loss``, ``loss_first``,
         ``loss_rest``), and mean squared errors of masked tokens by frame (``frame/0``), by mask
         ratio (``mask/0.7-0.8``) and by training timestep (``time/000-199``; which is noisiest
         depends on the schedule: flow matching counts from pure noise, DDPM from the clean image).
         Buckets that got no token are left out.
     """
 
-    def evaluate_batch(params: Params, frozen: Params, batch: Batch, key: jax.Array) -> Table:
+    def validate_batch(params: Params, frozen: Params, batch: Batch, index: jax.Array) -> Table:
+        key = jax.random.fold_in(jax.random.key(_SEED), index)
         model = blueprint.model(params, frozen)
         draws = batch_draws(model.config, schedule, batch, key, loss_repeat)
         with on_mesh(mesh):
@@ -62,7 +67,7 @@ def make_evaluation(
 
     shardings = state_shardings(state)
     compiled = jax.jit(
-        evaluate_batch,
+        validate_batch,
         in_shardings=(
             shardings.params,
             shardings.frozen,
@@ -72,15 +77,15 @@ def make_evaluation(
         out_shardings=replicated(mesh),
     )
 
-    def evaluate(params: Params, frozen: Params, batches: Sequence[Batch]) -> dict[str, float]:
+    def validate(params: Params, frozen: Params, batches: Sequence[Batch]) -> dict[str, float]:
         sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for index, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(_SEED), index)
-            for name, pair in jax.device_get(compiled(params, frozen, batch, key)).items():
+            place = replicate(np.int32(index), mesh)
+            for name, pair in jax.device_get(compiled(params, frozen, batch, place)).items():
                 sums[name] += np.asarray(pair)
         return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
-    return evaluate
+    return validate
 
 
 def buckets(parts: LossParts) -> Table:

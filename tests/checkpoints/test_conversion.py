@@ -92,7 +92,7 @@ def test_a_training_run_is_given_back_complete(tmp_path):
             "dataset": {"size": (64, 64), "frames": 1, "digit_size": 40.0, "num_clips": 64},
             "data": {"batch_size": 8, "image_batch_size": 8, "video_fraction": 0.0},
             "checkpoint": few,
-            "evaluation": few | {"batches": 1},
+            "validation": few | {"batches": 1},
             "logging": few | {"tensorboard": False},
         }
     )

@@ -14,7 +14,6 @@ from nova_jax.distributed.mesh import (
     check_batch_size,
     make_mesh,
     parameter_shardings,
-    partition_spec,
     process_share,
     shard_batch,
 )
@@ -89,12 +88,52 @@ def test_only_data_and_fsdp_reach_across_nodes():
     ],
 )
 def test_the_table_gives_these_specs(names, shape, expected):
-    assert partition_spec(names, shape, mesh_of(fsdp=2, tensor=2)) == expected
+    assert mesh_of(fsdp=2, tensor=2).partition_spec(names, shape) == expected
 
 
 def test_an_unknown_axis_is_a_mistake_of_the_model():
     with pytest.raises(KeyError, match="embeds"):
-        partition_spec(("embeds",), (8,), make_mesh())
+        make_mesh().partition_spec(("embeds",), (8,))
+
+
+# Hidden units on every device, the vocabulary over more of them, frames over fewer.
+OTHER_RULES = {"mlp": (), "vocab": ("fsdp", "tensor"), "frames": ("data", "context")}
+
+
+def test_rows_of_a_recipe_take_the_place_of_the_tables():
+    mesh = mesh_of(fsdp=2, tensor=2, rules=OTHER_RULES)
+    assert mesh.partition_spec(("layers", "embed", "mlp"), (3, 32, 128)) == P(None, "fsdp", None)
+    assert mesh.partition_spec(("vocab", "embed"), (1000, 32)) == P(("fsdp", "tensor"), None)
+    assert mesh.partition_spec(("frames", None), (16, 5)) == P(("data", "context"), None)
+    assert mesh.partition_spec(("embed", "heads"), (32, 96)) == P("fsdp", "tensor")  # as it was
+    assert (mesh.ways("mlp"), mesh.ways("vocab"), mesh.ways("batch")) == (1, 4, 4)
+    model = nnx.eval_shape(lambda: Nova(VIDEOS, rngs=nnx.Rngs(0)))
+    shardings = parameter_shardings(model, mesh)
+    fc1 = shardings["spatial_decoder.encoder_blocks.block.mlp.fc1.kernel"]
+    assert fc1.spec == P(None, "fsdp", None)
+
+
+def test_a_batch_is_split_as_the_rules_say():
+    mesh = mesh_of(fsdp=2, tensor=2, rules={"batch": ("data",), "frames": ("data", "tensor")})
+    array = shard_batch({"x": np.arange(8.0)}, mesh)["x"]
+    assert {shard.data.shape for shard in array.addressable_shards} == {(4,)}
+    check_batch_size("batch_size", 2, mesh, frames=2)
+    with pytest.raises(NovaError, match=r"leaves 3 frames, which mesh\.tensor 2 does not divide"):
+        check_batch_size("batch_size", 2, mesh, frames=3)
+    assert process_share(mesh) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"mpl": ()}, r"mesh\.rules\.mpl: arrays have no such axis; known are layers, embed, mlp"),
+        ({"mlp": ("model",)}, r"mesh\.rules\.mlp is \('model',\); .*: data, fsdp, context, tensor"),
+        ({"mlp": ("fsdp", "fsdp")}, "each once at most"),
+    ],
+)
+def test_rules_of_axes_that_do_not_exist_are_refused(rules, message):
+    with pytest.raises(NovaError, match=message):
+        MeshConfig(rules=rules)
 
 
 def test_parameters_are_split_as_their_names_say():
@@ -127,6 +166,7 @@ MIXED = {
     "fsdp+tensor": dict(fsdp=2, tensor=2),
     "fsdp+context": dict(fsdp=2, context=2),
     "context+tensor": dict(context=2, tensor=2),
+    "other rules": dict(fsdp=2, context=2, tensor=2, rules=OTHER_RULES),
 }
 
 

@@ -128,7 +128,7 @@ def test_two_hosts_with_addresses_of_their_own_train(arguments, tmp_path):
 @pytest.mark.slow
 def test_processes_of_one_machine_train_and_stop_together(arguments, tmp_path):
     script = ROOT / "launch" / "local_multigpu.sh"
-    more = ["--config.steps=1000", "--config.evaluation.every=1000"]
+    more = ["--config.steps=1000", "--config.validation.every=1000"]
     run = subprocess.Popen(
         [script, *arguments, *more], env=environment(PROCESSES="2"), cwd=ROOT,
         stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT,

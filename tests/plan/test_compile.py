@@ -6,12 +6,15 @@ import jax
 import pytest
 import small
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
-from nova_jax.distributed.mesh import MeshConfig, make_mesh
+from nova_jax.distributed.mesh import MESH_AXES, MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.plan import compile as planning
 from nova_jax.plan import estimate as estimates
-from nova_jax.plan.topology import Topology
+from nova_jax.plan.costs import Costs
+from nova_jax.plan.report import report
+from nova_jax.plan.topology import Topology, sent_bytes
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import make_optimizer
 from nova_jax.training.state import abstract_state, state_shardings
@@ -54,7 +57,7 @@ def test_a_training_step_is_planned(config):
     kinds = plan.costs.by_kind()
     assert kinds["all-reduce"][0] > 0 and kinds["all-gather"][0] > 0
 
-    lines = "\n".join(planning.report(plan))
+    lines = "\n".join(report(plan))
     assert "data 2, fsdp 4, context 1, tensor 1" in lines
     assert "all-gather" in lines and "MFU" not in lines  # there is no roofline of this CPU
 
@@ -75,24 +78,26 @@ def test_a_mesh_must_fit_the_devices_and_the_batch(config):
 
 def test_meshes_are_ranked_by_an_estimate(config):
     found = estimates.estimates(config, Topology.parse("cpu:8"))
-    shapes = {tuple(dataclasses.asdict(guess.mesh).values()) for guess in found}
+    memory = {
+        tuple(getattr(guess.mesh, axis) for axis in MESH_AXES): guess.memory for guess in found
+    }
+    shapes = memory.keys()
     assert (8, 1, 1, 1) in shapes and (1, 4, 2, 1) in shapes
     assert all(math.prod(shape) == 8 for shape in shapes)
     assert not any(
         context > 2 or tensor > 1 for _, _, context, tensor in shapes
     )  # 2 frames, 1 head
-    memory = {tuple(dataclasses.asdict(guess.mesh).values()): guess.memory for guess in found}
     assert memory[1, 8, 1, 1] < memory[8, 1, 1, 1]
 
 
 def test_time_is_a_roofline():
     plan = planning.Plan(
         topology=dataclasses.replace(CPUS, kind="v5e"),
-        mesh=make_mesh(),
+        mesh=make_mesh().mesh,
         dtype="bfloat16",
         sizes={"parameters": 5},
         temporaries=2,
-        costs=planning.hlo.Costs(flops=197e12, bytes=819e9 / 4, collectives={}),
+        costs=Costs(flops=197e12, bytes=819e9 / 4, collectives={}),
         model_flops=197e12 / 2,
         network=0.5,
         compile_seconds=0.0,
@@ -104,12 +109,22 @@ def test_time_is_a_roofline():
     assert not dataclasses.replace(plan, temporaries=2**34).fits
 
 
+def test_rules_of_a_recipe_are_planned_with(config):
+    few, many = (
+        dataclasses.replace(config, mesh=MeshConfig(rules=rules))
+        for rules in ({}, {"mlp": ("fsdp", "tensor"), "embed": ()})
+    )
+    usual, other = (estimates.estimates(each, CPUS) for each in (few, many))
+    assert all(guess.mesh.rules == many.mesh.rules for guess in other)
+    assert [guess.memory for guess in usual] != [guess.memory for guess in other]
+
+
 @pytest.mark.parametrize(
     ("kind", "sent"),
     [("all-reduce", 15), ("all-gather", 7.5), ("reduce-scatter", 7.5), ("collective-permute", 10)],
 )
 def test_a_device_sends_its_part_around_the_ring(kind, sent):
-    assert estimates.sent_bytes(kind, 10, 4) == sent
+    assert sent_bytes(kind, 10, 4) == sent
 
 
 def test_a_program_that_does_not_fit_says_what_it_needs():
@@ -118,6 +133,29 @@ def test_a_program_that_does_not_fit_says_what_it_needs():
     message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
     assert planning._out_of_memory(message) == int(20.5 * 2**30)
     assert planning._out_of_memory("INTERNAL: something else") is None
+
+
+def test_programs_for_devices_that_are_not_here_are_not_kept(tmp_path):
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+
+    def programs(number):
+        jax.jit(lambda x: x * number).lower(1.0).compile()
+        return len(list(tmp_path.iterdir()))
+
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        with planning._no_program_cache():
+            assert programs(3) == 0
+        assert programs(5) > 0
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_generation_is_planned(config):
@@ -140,7 +178,7 @@ def test_meshes_are_written_by_axis():
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which compiles for TPUs"
 )
-def test_a_training_step_is_compiled_for_tpus(config, no_program_cache):
+def test_a_training_step_is_compiled_for_tpus(config):
     topology = Topology.parse("v5e:2x4")
     plan = planning.plan_training(config, topology, MeshConfig(data=4, fsdp=2))
     assert plan.fits and plan.costs is not None

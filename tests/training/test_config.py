@@ -38,6 +38,12 @@ def test_plain_values_survive_a_round_trip_through_json(run):
         ("model.latent_size", (12,), "config.model.latent_size"),
         ("model.latent_size", (12, 13), "not divisible"),
         ("model.temporal_encoder", "vit_d1w33", "multiple of 32"),
+        (
+            "mesh",
+            {"rules": {"mlp": "tensor"}},
+            "mesh.rules.mlp is 'tensor'; it must be tuple",
+        ),
+        ("mesh", {"rules": {"mlp": (3,)}}, r"config.mesh.rules.mlp\[0\] is 3; it must be str"),
         ("samples.prompts", ("a", 3), r"config.samples.prompts\[1\] is 3"),
         ("stop_at", 1.5, "config.stop_at"),
         ("dtype", "float16", "config.dtype"),
@@ -56,6 +62,12 @@ def test_plain_values_survive_a_round_trip_through_json(run):
 def test_mistakes_are_named(run, path, value, message):
     with pytest.raises(NovaError, match=message):
         TrainConfig.from_dict(edited(run, path, value))
+
+
+def test_rules_of_the_mesh_survive_json_too(run):
+    config = TrainConfig.from_dict(run | {"mesh": {"fsdp": 2, "rules": {"mlp": ["fsdp"]}}})
+    assert config.mesh.rules == {"mlp": ("fsdp",)}
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_a_missing_key_is_named(run):

@@ -35,7 +35,7 @@ def small(run):
         "data": run["data"] | {"video_fraction": 1.0},
         "checkpoint": {"every": 1},
         "logging": {"every": 1, "tensorboard": False},
-        "evaluation": {"every": 100, "batches": 1},
+        "validation": {"every": 100, "batches": 1},
         "samples": {"every": None},
     }
 

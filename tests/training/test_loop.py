@@ -33,9 +33,9 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert 0 <= result.speed["data_wait"] <= 1
     assert result.speed["samples_per_second"] > 0 and result.speed["tflops_per_device"] > 0
     assert list((unbroken / "profile").rglob("*.xplane.pb"))
-    assert {"loss", "frame/0", "frame/1"} < result.evaluation.keys()
-    assert result.evaluation == {
-        name.removeprefix("evaluation/"): value
+    assert {"loss", "frame/0", "frame/1"} < result.validation.keys()
+    assert result.validation == {
+        name.removeprefix("validation/"): value
         for name, value in records(unbroken)[-1].items()
         if name != "step"
     }
@@ -97,7 +97,7 @@ def test_a_run_stopped_by_a_signal_and_taken_up_again_is_the_same_to_the_bit(
 
     def interrupt(batch, mesh):
         batches.append(batch)
-        if len(batches) == config.evaluation.batches + 3:
+        if len(batches) == config.validation.batches + 3:
             signal.raise_signal(signal.SIGTERM)
         return shard_batch(batch, mesh)
 

@@ -27,7 +27,7 @@ from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.lora import LoraConfig, create_adapters
 from nova_jax.training.optimizer import OptimizerConfig, make_optimizer
-from nova_jax.training.start import InitConfig, load_start
+from nova_jax.training.start import InitConfig, load_initial
 from nova_jax.training.state import abstract_state, create_state
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -66,7 +66,7 @@ def image_model():
 def test_an_image_model_becomes_a_video_model_of_another_size(video_model, image_model):
     mesh = make_mesh(config=MeshConfig(fsdp=2, tensor=2))
     config = video_model.config
-    start = load_start(InitConfig(checkpoint=str(IMAGES)), config, mesh)
+    start = load_initial(InitConfig(checkpoint=str(IMAGES)), config, mesh)
     assert {".".join(name.split(".")[:2]) for name in start.fresh} == {
         "motion_embed.flow",
         "motion_embed.fps",
@@ -102,23 +102,23 @@ def test_an_image_model_becomes_a_video_model_of_another_size(video_model, image
 def test_what_differs_is_named(video_model, changes, named):
     config = dataclasses.replace(video_model.config, **changes)
     with pytest.raises(NovaError, match=named):
-        load_start(InitConfig(checkpoint=str(VIDEOS)), config, make_mesh())
+        load_initial(InitConfig(checkpoint=str(VIDEOS)), config, make_mesh())
 
 
 def test_named_parts_are_drawn_anew_and_may_differ(video_model):
     config = dataclasses.replace(video_model.config, diffusion_head="mlp_d1w32")
     init = InitConfig(checkpoint=str(VIDEOS), fresh=(r"diffusion_head\.",))
-    start = load_start(init, config, make_mesh())
+    start = load_initial(init, config, make_mesh())
     assert start.fresh and {name.split(".")[0] for name in start.fresh} == {"diffusion_head"}
     with pytest.raises(NovaError, match="init.fresh: 'decoder' matches no parameter"):
-        load_start(
+        load_initial(
             InitConfig(checkpoint=str(VIDEOS), fresh=("decoder",)), video_model.config, make_mesh()
         )
 
 
 def test_a_checkpoint_that_is_not_there_is_named(video_model):
     with pytest.raises(NovaError, match="nowhere is not a directory"):
-        load_start(InitConfig(checkpoint="nowhere"), video_model.config, make_mesh())
+        load_initial(InitConfig(checkpoint="nowhere"), video_model.config, make_mesh())
 
 
 def tuning(**changes) -> TrainConfig:
@@ -136,7 +136,7 @@ def tuning(**changes) -> TrainConfig:
             "ema": {"decay": 0.5},
             "loss_repeat": 2,
             "checkpoint": few,
-            "evaluation": few | {"batches": 1},
+            "validation": few | {"batches": 1},
             "logging": {"every": 10, "tensorboard": False},
         }
         | changes

@@ -7,12 +7,11 @@ from jax import shard_map
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from nova_jax.plan import hlo
-from nova_jax.plan.hlo import Collective
+from nova_jax.plan.costs import Collective, read_costs
 
 
 def costs_of(function, *arguments):
-    return hlo.costs(jax.jit(function).lower(*arguments).compile().as_text())
+    return read_costs(jax.jit(function).lower(*arguments).compile().as_text())
 
 
 def f32(*shape):
@@ -139,14 +138,14 @@ ENTRY %main (p: f32[4]) -> f32[4] {{
   ROOT %r = f32[4]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, to_apply=%add
 }}
 """
-    assert hlo.costs(text).collectives == {Collective("all-reduce", 16, expected): 1}
+    assert read_costs(text).collectives == {Collective("all-reduce", 16, expected): 1}
 
 
 def test_groups_in_a_form_that_is_not_known_are_an_error():
     line = "ENTRY %m (p: f32[4]) -> f32[4] {\n  %p = f32[4] parameter(0)\n"
     line += "  ROOT %r = f32[4] all-reduce(%p), replica_groups=new\n}\n"
     with pytest.raises(ValueError, match="unknown form"):
-        hlo.costs(line)
+        read_costs(line)
 
 
 def module(instruction, *parameters):
@@ -208,12 +207,12 @@ def module(instruction, *parameters):
     ],
 )
 def test_matrix_products_are_known_in_the_words_of_every_compiler(instruction, parameters, flops):
-    assert hlo.costs(module(instruction, *parameters)).flops == flops
+    assert read_costs(module(instruction, *parameters)).flops == flops
 
 
 def test_what_stays_on_the_chip_is_no_traffic():
     text = module("f32[256]{0:T(256)S(1)} add(%p0, %p0)", "f32[256]{0:T(256)}")
-    assert hlo.costs(text).bytes == 2 * 1024
+    assert read_costs(text).bytes == 2 * 1024
 
 
 def test_stages_of_one_collective_count_once():
@@ -230,4 +229,4 @@ def test_stages_of_one_collective_count_once():
   ROOT %b = f32[8]{0} fusion(%p), kind=kCustom, calls=%two
 }
 """
-    assert hlo.costs(text).by_kind() == {"all-gather": (1, 32)}
+    assert read_costs(text).by_kind() == {"all-gather": (1, 32)}

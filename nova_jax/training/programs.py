@@ -1,0 +1,92 @@
+"""The programs of a training run, built from its config; each compiles when it first runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from nova_jax.distributed.mesh import MeshLayout
+from nova_jax.sampling.schedules import schedule_from_dict
+from nova_jax.training.config import TrainConfig
+from nova_jax.training.guard import Diagnose, make_diagnosis
+from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from nova_jax.training.state import Blueprint, TrainState, abstract_state, create_state
+from nova_jax.training.step import TrainStep, make_train_step
+from nova_jax.training.validation import Validate, make_validation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Programs:
+    """What a run does on its devices.
+
+    Attributes:
+        blueprint: how a state's arrays make a model.
+        state: what they are and where they lie, `jax.ShapeDtypeStruct` for arrays.
+        create: makes the first state; it starts from given variables, by dotted path, where there
+            are any, and draws the others.
+        step: see `nova_jax.training.step.make_train_step`.
+        validate: see `nova_jax.training.validation.make_validation`.
+        diagnose: see `nova_jax.training.guard.make_diagnosis`.
+    """
+
+    blueprint: Blueprint
+    state: TrainState
+    create: Callable[[Mapping[str, jax.Array]], TrainState]
+    step: TrainStep
+    validate: Validate
+    diagnose: Diagnose
+
+    @property
+    def parameters(self) -> int:
+        """Size of the model."""
+        shapes = jax.eval_shape(self.blueprint.variables, self.state.params, self.state.frozen)
+        return sum(math.prod(shape.shape) for shape in shapes.values())
+
+
+def make_programs(config: TrainConfig, mesh: MeshLayout) -> Programs:
+    """Builds the programs of a run; nothing is allocated.
+
+    Args:
+        config: the run.
+        mesh: where it runs; its devices may not be there, if nothing is to be run but compiled.
+
+    Raises:
+        NovaError: the optimizer or the adapters do not fit the model or the length of the run.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    options: dict[str, Any] = {
+        "freeze": config.optimizer.freeze,
+        "lora": config.lora,
+        "dtype": config.dtype,
+        "remat": config.remat,
+        "unroll": config.unroll,
+    }
+    blueprint, state = abstract_state(config.model, optimizer, mesh, **options)
+    shared: dict[str, Any] = {
+        "mesh": mesh,
+        "schedule": schedule_from_dict(config.schedule),
+        "loss_repeat": config.loss_repeat,
+    }
+    return Programs(
+        blueprint=blueprint,
+        state=state,
+        create=lambda start: create_state(
+            config.model, optimizer, mesh, seed=config.seed, start=start, **options
+        )[1],
+        step=make_train_step(
+            blueprint,
+            state,
+            optimizer=optimizer,
+            learning_rate=learning_rate_schedule(config.optimizer, config.steps),
+            ema=config.ema,
+            first_frame_loss=config.first_frame_loss,
+            seed=config.seed,
+            **shared,
+        ),
+        validate=make_validation(blueprint, state, **shared),
+        diagnose=make_diagnosis(blueprint, seed=config.seed, **shared),
+    )
