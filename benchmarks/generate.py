@@ -182,7 +182,8 @@ def stages(
                 condition = model.diffusion_head.feature_embed(condition)
                 x_set = x[:, : bucket.width] + row
                 drawn, _ = sample(
-                    model.diffusion_head,
+                    model.diffusion_head.weights(),
+                    model.diffusion_head.modulations,
                     condition,
                     (x_set, None),
                     steps,

@@ -141,13 +141,14 @@ def denoise_set(
         outside = Outside(jnp.zeros(gram.shape[:2]).at[:, 0].set(1.0), gram)
     state = (slice_set(initial), outside)
     added = None if added is None else slice_set(added)
-    condition = head.feature_embed(features)
+    weights, condition = head.weights(), head.feature_embed(features)
 
     def run(state: State, first: int, last: int, rule: Guidance) -> State:
         if first == last:
             return state
         return sample(
-            head,
+            weights,
+            head.modulations,
             condition[: rule.passes * initial.shape[0]],
             state,
             steps.part(first, last),
