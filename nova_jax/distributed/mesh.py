@@ -205,8 +205,8 @@ def on_mesh(mesh: Mesh) -> AbstractContextManager[None]:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleSpread:
-    """How a mesh shares generation, see `nova_jax.sampling.frames.Spread`.
+class SampleParallelism:
+    """How a mesh shares generation, see `nova_jax.sampling.frames.Parallelism`.
 
     Attributes:
         mesh: its devices.
@@ -218,7 +218,7 @@ class SampleSpread:
     whole: bool
 
     def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
-        """See `nova_jax.sampling.frames.Spread`."""
+        """See `nova_jax.sampling.frames.Parallelism`."""
         if not self.whole:
 
             def laid_out(*arrays: Any) -> Any:

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from nova_jax.distributed.mesh import on_mesh, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.layers import checked
+from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.state import Blueprint, TrainState
 from nova_jax.training.step import Batch, Metrics, batch_loss
@@ -120,7 +121,7 @@ def make_diagnosis(
     """
 
     def loss_of(params: Any, frozen: Any, batch: Batch, step: Any) -> jax.Array:
-        key = jax.random.fold_in(jax.random.key(seed), step - 1)
+        key = training_key(seed, step - 1)
         model = blueprint.model(params, frozen)
         return batch_loss(model, schedule, batch, key, loss_repeat)[0]
 

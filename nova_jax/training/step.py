@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, draw, training_loss
 from nova_jax.training.state import (
@@ -44,8 +45,7 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
 
-    All randomness of step i comes from ``fold_in(key(seed), i)``, so a run can be stopped anywhere
-    and carries no generator.
+    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere.
 
     Args:
         blueprint: makes the model of a state.
@@ -67,7 +67,7 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = training_key(seed, state.step)
 
         def loss_of(params: Any) -> tuple[jax.Array, LossParts]:
             model = blueprint.model(params, state.frozen)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicated
+from nova_jax.sampling.keys import validation_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
@@ -25,7 +26,6 @@ from nova_jax.training.step import Batch, batch_loss
 # Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
 MASK_BUCKETS = (0.8, 0.9, 1.0)
 TIME_BUCKETS = (200, 400, 600, 800, 1000)
-_SEED = 20241220
 
 Table = dict[str, tuple[Array, Array]]
 Evaluate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
@@ -74,8 +74,8 @@ def make_evaluation(
     def evaluate(params: Params, frozen: Params, batches: Sequence[Batch]) -> dict[str, float]:
         sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         for index, batch in enumerate(batches):
-            key = jax.random.fold_in(jax.random.key(_SEED), index)
-            for name, pair in jax.device_get(compiled(params, frozen, batch, key)).items():
+            table = compiled(params, frozen, batch, validation_key(index))
+            for name, pair in jax.device_get(table).items():
                 sums[name] += np.asarray(pair)
         return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
