@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from flax import nnx
-from heads import BATCH, HEADS, config_of_head
+from heads import BATCH, HEADS, make_head
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nova_jax.distributed.machines import Machine
@@ -47,7 +47,7 @@ RENORM = flags.DEFINE_float("renorm", 1.0, "Lower bound of renormalization; 1: o
 
 def describe_tpu(machine: Machine, head: DiffusionHead, tokens: int) -> tuple[Any, str]:
     """The kernel for a TPU, and how it uses VMEM."""
-    how = tpu.plan(
+    how = tpu.choose_tiling(
         rows=BATCH.value * tokens,
         passes=2,
         width=head.width,
@@ -69,7 +69,7 @@ def describe_tpu(machine: Machine, head: DiffusionHead, tokens: int) -> tuple[An
 def describe_gpu(machine: Machine, head: DiffusionHead, tokens: int) -> tuple[Any, str]:
     """The kernel for a GPU, and how it is spread."""
     processors, shared = machine.processors, machine.on_chip
-    columns = gpu.plan(
+    columns = gpu.choose_columns(
         tokens=tokens,
         batch=BATCH.value,
         width=head.width,
@@ -87,8 +87,7 @@ def compile_for(name: str, head_size: str, tokens: int) -> str:
     topology = Topology.parse(SMALLEST[name])
     machine = topology.machine
     mesh = Mesh(np.array(topology.devices()[:1]), ("d",))
-    config = config_of_head(head_size)
-    head = nnx.eval_shape(lambda: DiffusionHead(config, dtype=DTYPE.value, rngs=nnx.Rngs(0)))
+    head = nnx.eval_shape(lambda: make_head(head_size, DTYPE.value))
     graph, state = nnx.split(head)
     steps, guidance = FlowMatchingSchedule().sampling_steps(25), reference.Guidance(2, RENORM.value)
     describe = describe_tpu if machine.target.platform == "tpu" else describe_gpu
@@ -100,15 +99,16 @@ def compile_for(name: str, head_size: str, tokens: int) -> str:
         outside = None
         if guidance.renormalized:
             outside = reference.Outside(jnp.ones((batch, 1)), gram)
-        modulations = reference.modulate(head, features, jnp.asarray(steps.time))
-        arguments = (head, modulations, (x, outside), steps, guidance, 5.0, jnp.ones(tokens))
+        modulations = head.modulations(features, jnp.asarray(steps.time))
+        weights, valid = head.weights(), jnp.ones(tokens)
+        arguments = (weights, modulations, (x, outside), steps, guidance, 5.0, valid)
         return kernel(reference.Work(*arguments))[0]
 
     def abstract(shape, dtype):
         sharding = NamedSharding(mesh, PartitionSpec())
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    state = jax.tree.map(lambda leaf: abstract(leaf.shape, DTYPE.value), state)
+    state = jax.tree.map(lambda leaf: abstract(leaf.shape, leaf.dtype), state)
     features = abstract((2 * batch, tokens, head.width), DTYPE.value)
     x = abstract((batch, tokens, VALUES), jnp.float32)
     gram = abstract((batch, 1, 1), jnp.float32)

@@ -26,7 +26,6 @@ from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 from nova_jax.kernels.diffusion_sampler.api import sample
 from nova_jax.models import Conditions, Nova, flops
 from nova_jax.sampling.frames import (
-    SamplingConfig,
     advance,
     begin,
     generate,
@@ -34,6 +33,7 @@ from nova_jax.sampling.frames import (
     unconditional,
 )
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import bucket_steps, set_sizes
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
@@ -182,7 +182,8 @@ def stages(
                 condition = model.diffusion_head.feature_embed(condition)
                 x_set = x[:, : bucket.width] + row
                 drawn, _ = sample(
-                    model.diffusion_head,
+                    model.diffusion_head.weights(),
+                    model.diffusion_head.modulations,
                     condition,
                     (x_set, None),
                     steps,

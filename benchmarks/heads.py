@@ -1,8 +1,11 @@
 """Diffusion heads by flags, alone: what the benchmarks of the sampler share."""
 
+import jax
 from absl import flags
+from flax import nnx
 
 from nova_jax.models import NovaConfig
+from nova_jax.models.diffusion_head import DiffusionHead
 
 HEADS = flags.DEFINE_list("heads", ["mlp_d3w1280", "mlp_d6w1024"], "Diffusion heads.")
 BATCH = flags.DEFINE_integer("batch", 1, "Samples.")
@@ -18,3 +21,10 @@ def config_of_head(size: str) -> NovaConfig:
         text_dim=2560,
         text_length=256,
     )
+
+
+def make_head(size: str, dtype: str) -> DiffusionHead:
+    """The head of `config_of_head`, random, with weights of the type it computes in."""
+    head = DiffusionHead(config_of_head(size), dtype=dtype, rngs=nnx.Rngs(0))
+    nnx.update(head, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(head)))
+    return head

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from flax import nnx
-from heads import BATCH, HEADS, config_of_head
+from heads import BATCH, HEADS, config_of_head, make_head
 from peak import measured_peak
 
 from nova_jax.errors import NovaError
@@ -41,7 +41,8 @@ def milliseconds(head: DiffusionHead, tokens: int, implementation: str) -> float
     def run(state, features, x):
         head = nnx.merge(graph, state)
         options = {"scale": 5.0, "implementation": implementation}
-        return sample(head, features, (x, None), steps, Guidance(2), **options)[0]
+        work = (head.weights(), head.modulations, features, (x, None))
+        return sample(*work, steps, Guidance(2), **options)[0]
 
     features = jnp.ones((2 * BATCH.value, tokens, head.width), DTYPE.value)
     x = jax.random.normal(jax.random.key(0), (BATCH.value, tokens, 16))
@@ -62,10 +63,7 @@ def main(_: list[str]) -> None:
     print(f"measured peak {peak / 1e9:.0f} GFLOP/s; auto is {choose('auto')}")
     print(f"{'head':12} {'tokens':>6} {'floor ms':>9}  xla ms  pallas ms")
     for size in HEADS.value:
-        config = config_of_head(size)
-        head = DiffusionHead(config, dtype=dtype, rngs=nnx.Rngs(0))
-        state = jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(head))
-        nnx.update(head, state)
+        config, head = config_of_head(size), make_head(size, DTYPE.value)
         for tokens in map(int, TOKENS.value):
             work = 2 * BATCH.value * tokens * flops.head_token(config, STEPS.value)
             row = f"{size:12} {tokens:6} {1000 * work / peak:9.2f}"

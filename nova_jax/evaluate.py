@@ -23,9 +23,9 @@ from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
 from nova_jax.digits.scores import (
     Question,
-    draw_questions,
     format_table,
     is_right,
+    make_questions,
     tally,
 )
 from nova_jax.errors import NovaError
@@ -71,7 +71,7 @@ def main() -> None:
     print("judges on real held-out digits, percent right:")
     print("  " + "  ".join(f"{name} {100 * rate:.1f}" for name, rate in real.items()))
 
-    questions = draw_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
+    questions = make_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
     videos = pipeline(
         [question.prompt for question in questions],
         seed=range(SEED.value, SEED.value + len(questions)),

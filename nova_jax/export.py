@@ -37,7 +37,9 @@ from nova_jax.errors import NovaError
 from nova_jax.kernels.device import ANY, target
 from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling.frames import SamplingConfig, generate_in_one
+from nova_jax.sampling.frames import generate_in_one
+from nova_jax.sampling.keys import sample_key, seed_key
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.text.hashed_words import HashedTextEncoder, vectors
 from nova_jax.text.phi_encoder import PhiTextEncoder
 
@@ -73,6 +75,7 @@ def export(
     num_frames: int | None = None,
     max_latent_length: int | None = None,
     motion_flow: float | None = None,
+    sampling: SamplingConfig | None = None,
     **options: Any,
 ) -> tuple[Path, Path]:
     """Writes generation by a pipeline; see the top of the file.
@@ -83,7 +86,8 @@ def export(
         batch_size: B.
         num_frames, max_latent_length: length of the videos, see `NovaPipeline.__call__`.
         motion_flow: what the program's input of this name is unless told otherwise.
-        **options: how samples are drawn, see `NovaPipeline.sampling_with`; fixed in the program.
+        sampling, **options: how samples are drawn, see `NovaPipeline.sampling_with`; fixed in the
+            program.
 
     Returns:
         The two files.
@@ -93,7 +97,7 @@ def export(
     """
     files = destination(file)
     frames = pipeline.latent_frames(max_latent_length, num_frames)
-    sampling = pipeline.sampling_with(**options)
+    sampling = pipeline.sampling_with(sampling, **options)
     if sampling.sampler == "pallas":
         raise NovaError(
             'sampler "pallas" is for the machine it runs on, an export is for all; leave it away'
@@ -194,7 +198,7 @@ def _generation(
         if negative_text is not None:
             negative = Conditions(negative_text, negative_length, motion_flow, fps)
         # A sample's number among those of its prompt is 0.
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seed)
+        keys = jax.vmap(lambda seed: sample_key(seed_key(seed), 0))(seed)
         latents = generate_in_one(
             modules["transformer"],
             schedule,

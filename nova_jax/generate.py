@@ -20,6 +20,7 @@ from nova_jax import cli, media
 from nova_jax.errors import NovaError
 from nova_jax.export import destination, export
 from nova_jax.pipeline import SHIPPED, NovaPipeline
+from nova_jax.sampling.options import OPTIONS, Option
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -62,36 +63,28 @@ EXPORT = flags.DEFINE_string(
 # What an export has no place for: it is given when the programs are run.
 LATER = (PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, SEED, COPIES, OUT, GIF, FPS, UPSCALE)
 
-# Sampling options: the pipeline's, by their names there; the checkpoint's defaults if not given.
-OPTIONS = {
-    flag.name: flag
-    for flag in (
-        flags.DEFINE_integer(
-            "max_latent_length", None, "Latent frames, in place of --frames.", lower_bound=1
-        ),
-        flags.DEFINE_integer(
-            "num_inference_steps", None, "Autoregressive steps of a frame.", lower_bound=1
-        ),
-        flags.DEFINE_integer(
-            "num_diffusion_steps", None, "Diffusion steps of each.", lower_bound=1
-        ),
-        flags.DEFINE_float("guidance_scale", None, "Guidance by the prompt; 1: off."),
-        flags.DEFINE_float("min_guidance_scale", None, "Guidance at a frame's first step."),
-        flags.DEFINE_float("guidance_trunc", None, "Network time below which it is off."),
-        flags.DEFINE_float("guidance_renorm", None, "Lower bound of its norm factor; 1: off."),
-        flags.DEFINE_float("image_guidance_scale", None, "Guidance by the frame before; 0: off."),
-        flags.DEFINE_float("flow_shift", None, "Noise-level shift of flow matching."),
-        flags.DEFINE_float("motion_flow", None, "Motion score: larger is livelier."),
-        flags.DEFINE_enum(
-            "sampler", None, ["auto", "xla", "pallas"], "How diffusion steps run; auto chooses."
-        ),
-    )
+
+def _define(name: str, option: Option) -> Any:
+    """The flag of a sampling option."""
+    if option.choices:
+        return flags.DEFINE_enum(name, None, option.choices, option.help)
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}[option.kind]
+    return define(name, None, option.help, lower_bound=option.minimum)
+
+
+# Options of a call, by their names there; the checkpoint's defaults if not given.
+CALL = {
+    "max_latent_length": flags.DEFINE_integer(
+        "max_latent_length", None, "Latent frames, in place of --frames.", lower_bound=1
+    ),
+    "motion_flow": flags.DEFINE_float("motion_flow", None, "Motion score: larger is livelier."),
+    **{name: _define(name, option) for name, option in OPTIONS.items()},
 }
 
 
 def main() -> None:
     """Reads the prompts, loads the model, generates and writes; or exports."""
-    options: dict[str, Any] = {name: flag.value for name, flag in OPTIONS.items()}
+    options: dict[str, Any] = {name: flag.value for name, flag in CALL.items()}
     if EXPORT.value is not None:
         if given := next((flag.name for flag in LATER if flag.present), None):
             raise NovaError(

@@ -12,13 +12,10 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import logging
 import os
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +25,14 @@ from jaxtyping import Float, Int, Key, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
-from nova_jax.autoencoders.pixels import to_float, to_uint8
+from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.model import load_model
 from nova_jax.config import from_dict
 from nova_jax.distributed.mesh import (
     MeshLayout,
-    SampleSpread,
+    SampleParallelism,
     batch_sharding,
     make_mesh,
     replicated,
@@ -45,34 +41,28 @@ from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.request import (
+    Batch,
+    FirstFrames,
+    Output,
+    OutputType,
+    Prompt,
+    Request,
+    check_latents,
+    check_negative,
+    check_prompts,
+    check_seeds,
+    encode_image,
+)
 from nova_jax.sampling.denoise import NoiseSource
-from nova_jax.sampling.frames import SamplingConfig, generate
+from nova_jax.sampling.frames import generate
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
 SHIPPED = Path(__file__).parent / "assets" / "digits_t2v"
-
-logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """What a pipeline made of B samples.
-
-    Attributes:
-        latents: float32 `[B, T, h, w, C]`, as the transformer sees them.
-        frames: uint8 RGB `[B, F, H, W, 3]`; with `output_type="latent"` the latents.
-        images: where F is 1, the frames as PIL images, or as an array `[B, H, W, 3]` with
-            `output_type="np"`; else None.
-        fps: frames per second.
-    """
-
-    latents: Float[np.ndarray, "b t h w c"]
-    frames: np.ndarray
-    images: list[Image.Image] | UInt8[np.ndarray, "b h w 3"] | None
-    fps: float
 
 
 class NovaPipeline:
@@ -273,19 +263,19 @@ class NovaPipeline:
         image: UInt8[np.ndarray, "h w 3"] | Image.Image | None = None,
         num_images_per_prompt: int = 1,
         *,
-        min_guidance_scale: float | None = None,
+        sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 0,
         key: Key[jax.Array, ""] | None = None,
         latents: Float[np.ndarray, "#b t h w c"] | None = None,
         prompt_embeds: Sequence[np.ndarray] | None = None,
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
-        output_type: Literal["pil", "np", "latent"] = "pil",
+        output_type: OutputType = "pil",
         num_frames: int | None = None,
-        sampler: Implementation | None = None,
         batch_size: int = 32,
         disable_progress_bar: bool = False,
         order: Int[jax.Array, "b n"] | None = None,
         noise: NoiseSource | None = None,
+        **options: Any,
     ) -> Output:
         """Generates videos, or pictures where there is one frame.
 
@@ -308,7 +298,8 @@ class NovaPipeline:
                 nothing by default.
             image: First frame of every video, of any size: it is scaled and cropped to fill `size`.
             num_images_per_prompt: Samples of each prompt, all different.
-            min_guidance_scale: Guidance before the first step of a frame, growing linearly.
+            sampling: How samples are drawn, in place of the pipeline's own way; options with names
+                of their own come on top.
             seed: One for all prompts or one for each.
             key: Random key in place of a seed.
             latents: First latent frames of every video, in place of an image; one for all prompts
@@ -317,10 +308,12 @@ class NovaPipeline:
             negative_prompt_embeds: The same for the unconditional passes.
             output_type: "latent" leaves latents as they are; "np" gives pictures as an array.
             num_frames: F, in place of `max_latent_length`.
-            sampler: Implementation of the loop over diffusion steps: "auto", "xla" or "pallas".
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
             order, noise: Reveal orders and noise of all samples, drawn elsewhere.
+            **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
+                min_guidance_scale, guidance before the first step of a frame, growing linearly;
+                sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
         Returns:
             The samples in the order of the prompts, those of one prompt next to each other.
@@ -328,161 +321,76 @@ class NovaPipeline:
         Raises:
             NovaError: An option or the image does not fit the model.
         """
-        texts = self._texts(prompt, prompt_embeds, "prompt")
-        seeds = [seed] * len(texts) if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(texts):
-            raise NovaError(f"{len(seeds)} seeds for {len(texts)} prompts; give one for each")
-        if min(num_images_per_prompt, batch_size) < 1:
-            raise NovaError("num_images_per_prompt and batch_size must be at least 1")
-        if output_type not in ("pil", "np", "latent"):
-            raise NovaError(f'output_type is {output_type!r}; choose "pil", "np" or "latent"')
-        without = None
-        if negative_prompt or negative_prompt_embeds is not None:
-            without = self._texts(negative_prompt, negative_prompt_embeds, "negative prompt")
-            without = without * len(texts) if len(without) == 1 else without
-            if len(without) != len(texts):
-                raise NovaError(
-                    f"{len(without)} negative prompts for {len(texts)} prompts; give one, or one "
-                    "for each"
-                )
-        frames = self.latent_frames(max_latent_length, num_frames)
-        given, spread = self._given(image, latents, len(texts), frames)
-        sampling = self.sampling_with(
-            num_inference_steps=num_inference_steps,
-            num_diffusion_steps=num_diffusion_steps,
-            flow_shift=flow_shift,
-            sampler=sampler,
-            guidance_scale=guidance_scale,
-            min_guidance_scale=min_guidance_scale,
-            guidance_trunc=guidance_trunc,
-            guidance_renorm=guidance_renorm,
-            image_guidance_scale=image_guidance_scale,
+        prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
+        count, frames = len(prompts), self.latent_frames(max_latent_length, num_frames)
+        request = Request(
+            prompts=prompts,
+            negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
+            seeds=check_seeds(seed, key, count),
+            copies=num_images_per_prompt,
+            frames=frames,
+            first=self._first_frames(image, latents, count, frames),
+            flow=self.motion_flow if motion_flow is None else motion_flow,
+            sampling=self.sampling_with(
+                sampling,
+                num_inference_steps=num_inference_steps,
+                num_diffusion_steps=num_diffusion_steps,
+                guidance_scale=guidance_scale,
+                guidance_trunc=guidance_trunc,
+                guidance_renorm=guidance_renorm,
+                image_guidance_scale=image_guidance_scale,
+                flow_shift=flow_shift,
+                **options,
+            ),
+            batch_size=batch_size,
+            output_type=output_type,
+            order=order,
+            noise=noise,
         )
-        flow = self.motion_flow if motion_flow is None else motion_flow
+        return self._run(request, show_progress=not disable_progress_bar)
 
-        samples = [(i, copy) for i in range(len(texts)) for copy in range(num_images_per_prompt)]
-        # Order and noise that are given have no known layout: one device draws it all.
-        recorded = order is not None or noise is not None
-        devices = 1 if recorded else len(self._devices)
-        batches = _batches(samples, batch_size, self._mesh or devices)
-        if recorded and len(batches) > 1:
-            raise NovaError("a given order or noise needs one batch; make batch_size larger")
-        if self._mesh is not None and self._mesh.size > 1 and choose(sampling.sampler) == "pallas":
-            raise NovaError(
-                'sampler "pallas" needs the whole model on each device; load it without a mesh, or '
-                'choose sampler "xla"'
-            )
-        made: list[np.ndarray] = []
-        shown: list[np.ndarray] = []
-        bar = tqdm(
+    def _run(self, request: Request, *, show_progress: bool) -> Output:
+        """Encodes, generates and decodes, batch by batch."""
+        devices = 1 if request.recorded else len(self._devices)
+        batches = request.batches(self._mesh or devices)
+        mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
+        latents, pixels = [], []
+        with tqdm(
             desc="generating",
             unit="frame",
-            total=len(batches) * frames,
-            disable=disable_progress_bar,
-        )
-
-        def frame_done(_: int) -> None:
-            bar.update()
-
-        with bar:
+            total=len(batches) * request.frames,
+            disable=not show_progress,
+        ) as bar:
             for batch in batches:
-                prompts, copies = (list(column) for column in zip(*batch, strict=True))
-                seeded = [jax.random.key(seeds[i]) if key is None else key for i in prompts]
-                keys = jax.vmap(jax.random.fold_in)(jnp.stack(seeded), jnp.asarray(copies))
-                first = None
-                if given is not None:
-                    first = given[prompts] if len(given) > 1 else given.repeat(len(batch), 0)
-                    first = first if spread is None else first + _drawn(keys, spread)
-                mesh, model = self._on_devices(min(len(batch), devices))
-                conditions, negative, keys, first = jax.device_put(
-                    (
-                        self.conditions([texts[i] for i in prompts], flow),
-                        without and self.conditions([without[i] for i in prompts], flow),
-                        keys,
-                        first,
-                    ),
-                    batch_sharding(mesh),
-                )
-                drawn = generate(
+                made = generate(
                     model,
                     self.schedule,
-                    conditions,
-                    frames=frames,
-                    config=sampling,
-                    keys=keys,
-                    negative=negative,
-                    given=first,
-                    order=order,
-                    noise=noise,
-                    on_frame=frame_done,
-                    spread=SampleSpread(mesh, whole=self._mesh is None),
+                    **jax.device_put(self._encode(request, batch), batch_sharding(mesh)),
+                    frames=request.frames,
+                    config=request.sampling,
+                    order=request.order,
+                    noise=request.noise,
+                    on_frame=lambda _: bar.update(),
+                    parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
-                made.append(np.asarray(drawn))
-                if output_type != "latent":
-                    shown.append(np.asarray(to_uint8(self.codec.decode(drawn))))
-        count = len(samples)
-        latent_frames = np.concatenate(made)[:count]
-        if output_type == "latent":
-            return Output(latent_frames, latent_frames, None, self.fps)
-        pixels = np.concatenate(shown)[:count]
-        images: Any = None
-        if pixels.shape[1] == 1:
-            images = pixels[:, 0]
-            images = [Image.fromarray(x) for x in images] if output_type == "pil" else images
-        return Output(latent_frames, pixels, images, self.fps)
-
-    def _texts(self, prompts: Any, embeds: Any, what: str) -> list[Any]:
-        """Prompts, labels or text features, one a sample."""
-        if embeds is None:
-            several = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
-            texts = list(prompts) if several else [] if prompts is None else [prompts]
-            if not texts:
-                raise NovaError(f"no {what} given; give at least one")
-            kind, words = (str, "text") if self.config.text_dim else (int, "a class number")
-            for text in texts:
-                if not isinstance(text, kind | (np.integer if kind is int else kind)):
-                    raise NovaError(f"{what} {text!r}: this model takes {words}")
-            return texts
-        if prompts:
-            raise NovaError(f"a {what} and its embeddings are given; give one of them")
-        rows = [np.asarray(embed, np.float32) for embed in embeds]
-        for embed in rows:
-            if embed.ndim != 2 or embed.shape[1] != self.config.text_dim:
-                raise NovaError(
-                    f"{what} embeddings have shape {list(embed.shape)}; "
-                    f"this model takes [rows, {self.config.text_dim}]"
-                )
-        return rows
+                latents.append(np.asarray(made))
+                if request.output_type != "latent":
+                    pixels.append(np.asarray(to_uint8(self.codec.decode(made))))
+        return Output.of(request, latents, pixels, self.fps)
 
     def sampling_with(
-        self,
-        *,
-        num_inference_steps: int | None = None,
-        num_diffusion_steps: int | None = None,
-        flow_shift: float | None = None,
-        sampler: Implementation | None = None,
-        guidance_scale: float | None = None,
-        min_guidance_scale: float | None = None,
-        guidance_trunc: float | None = None,
-        guidance_renorm: float | None = None,
-        image_guidance_scale: float | None = None,
+        self, sampling: SamplingConfig | None = None, **options: Any
     ) -> SamplingConfig:
-        """How samples are drawn with these options, see `__call__`; None: as in `sampling`."""
-        return _override(
-            self.sampling,
-            num_inference_steps=num_inference_steps,
-            num_diffusion_steps=num_diffusion_steps,
-            flow_shift=flow_shift,
-            sampler=sampler,
-            guidance=_override(
-                self.sampling.guidance,
-                scale=guidance_scale,
-                min_scale=min_guidance_scale,
-                trunc=guidance_trunc,
-                renorm=guidance_renorm,
-                image_scale=image_guidance_scale,
-            ),
-        )
+        """How samples are drawn with options on top, see `nova_jax.sampling.options`.
+
+        Args:
+            sampling: By default the pipeline's own way.
+            **options: Those that are None stay what they are.
+
+        Raises:
+            NovaError: An option's value makes no sense.
+        """
+        return with_options(sampling or self.sampling, options)
 
     def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
         """T of a request in latent frames or in frames; without one, the pipeline's own."""
@@ -501,41 +409,31 @@ class NovaPipeline:
             raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
         return frames
 
-    def _given(
+    def _first_frames(
         self, image: Any, latents: Any, prompts: int, frames: int
-    ) -> tuple[jax.Array | None, jax.Array | None]:
-        """First latent frames, one for all prompts or one for each, and their deviation if any."""
+    ) -> FirstFrames | None:
+        """What the videos of so many prompts begin with."""
         if latents is not None:
             if image is not None:
                 raise NovaError("an image and latents are given; give one of them")
-            given = jnp.asarray(latents, jnp.float32)
-            wanted = (*self.config.latent_size, self.config.latent_channels)
-            if given.ndim != 5 or given.shape[2:] != wanted or given.shape[0] not in (1, prompts):
-                raise NovaError(
-                    f"latents have shape {list(given.shape)}; this model takes "
-                    f"[1 or {prompts}, frames, {', '.join(map(str, wanted))}]"
-                )
-            if given.shape[1] >= frames:
-                raise NovaError(
-                    f"{given.shape[1]} latent frames are given and {frames} asked for; nothing is "
-                    "left to generate"
-                )
-            return given, None
+            return check_latents(latents, prompts, frames, self.config)
         if image is None:
-            return None, None
-        if frames == 1:
-            raise NovaError("an image becomes the first frame; ask for more than one frame")
-        picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-        fitted = media.fit_image(picture, self.size)
-        if picture.shape[:2] != self.size:
-            (height, width), size = picture.shape[:2], self.size
-            logger.warning(
-                "image of %dx%d scaled and cropped about its center to %dx%d",
-                *(width, height, size[1], size[0]),
-            )
-        pixels = to_float(fitted)[None, None]
-        mean, deviation = self.codec.posterior(pixels)
-        return jnp.asarray(mean), jnp.asarray(deviation)
+            return None
+        return encode_image(image, prompts, frames, size=self.size, codec=self.codec)
+
+    def _encode(self, request: Request, batch: Batch) -> dict[str, Any]:
+        """What the samples of a batch are made from, as `generate` takes it."""
+
+        def conditions(prompts: Sequence[Prompt]) -> Conditions:
+            return self.conditions([prompts[i] for i in batch.prompts], request.flow)
+
+        keys = request.keys(batch)
+        return {
+            "conditions": conditions(request.prompts),
+            "negative": request.negative and conditions(request.negative),
+            "keys": keys,
+            "given": request.first_frames(batch, keys),
+        }
 
     def conditions(self, prompts: Sequence[Any], flow: float) -> Conditions:
         """Conditions of prompts, labels or text features; an image model takes no motion."""
@@ -554,47 +452,17 @@ class NovaPipeline:
             text, lengths = self.text_encoder.encode(prompts, length)
         return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(lengths), **motion)
 
-    def _on_devices(self, count: int) -> tuple[MeshLayout, Nova]:
+    def _on_devices(self, count: int, sampler: Implementation) -> tuple[MeshLayout, Nova]:
         """The model on the mesh, or whole on each of so many devices."""
         if self._mesh is not None:
+            if self._mesh.size > 1 and choose(sampler) == "pallas":
+                raise NovaError(
+                    'sampler "pallas" needs the whole model on each device; load it without a '
+                    'mesh, or choose sampler "xla"'
+                )
             return self._mesh, nnx.merge(self._graph, self._state)
         if count not in self._placed:
             mesh = make_mesh(self._devices[:count])
             self._placed[count] = mesh, jax.device_put(self._state, replicated(mesh))
         mesh, state = self._placed[count]
         return mesh, nnx.merge(self._graph, state)
-
-
-Config = TypeVar("Config", SamplingConfig, GuidanceConfig)
-Sample = TypeVar("Sample")
-
-
-def _override(config: Config, **options: Any) -> Config:
-    """The options that are given, on top of a config."""
-    for name, value in options.items():
-        if name not in ("guidance", "sampler") and not isinstance(value, Real | None):
-            raise NovaError(f"{name} is {value!r}; it must be a number")
-    return dataclasses.replace(config, **{k: v for k, v in options.items() if v is not None})
-
-
-@jax.jit
-def _drawn(keys: Key[jax.Array, " b"], deviation: jax.Array) -> jax.Array:
-    """Noise of this standard deviation, a sample's from its own key."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
-    shape = jnp.shape(deviation)[1:]
-    return deviation * jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-
-
-def _batches(samples: list[Sample], most: int, devices: MeshLayout | int) -> list[list[Sample]]:
-    """Splits samples into batches of one size that devices share evenly; the last sample pads.
-
-    A mesh takes part as a whole; of other devices there need be no more than samples.
-    """
-    count = -(-len(samples) // most)
-    size = -(-len(samples) // count)
-    if isinstance(devices, MeshLayout):
-        size += -size % devices.ways("batch")
-    elif size > devices:
-        size += -size % devices
-    padded = samples + samples[-1:] * (count * size - len(samples))
-    return [padded[start : start + size] for start in range(0, len(padded), size)]

@@ -20,7 +20,7 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline",),
+    ("pipeline", "request"),
     ("training", "prepare", "export", "digits"),
     ("plan", "parity"),
     ("cli",),

@@ -1,5 +1,6 @@
 """NovaPipeline on small untrained models: the same video wherever and with whomever it is made."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -114,6 +115,14 @@ def test_options_reach_the_sampler(pipeline, options):
     assert np.abs(changed.astype(int) - plain).max() > 1
 
 
+def test_options_come_on_top_of_a_config(pipeline):
+    few = dataclasses.replace(pipeline.sampling, num_diffusion_steps=2)
+    by_name = pipeline("one", num_frames=1, num_diffusion_steps=2, guidance_scale=1.0).frames
+    by_config = pipeline("one", num_frames=1, sampling=few, guidance_scale=1.0).frames
+    np.testing.assert_array_equal(by_config, by_name)
+    assert pipeline.sampling.num_diffusion_steps != 2
+
+
 def test_progress_counts_frames_of_all_batches_and_can_be_silenced(pipeline, capsys):
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2)
     assert "6/6" in capsys.readouterr().err
@@ -190,6 +199,9 @@ def test_latents_can_be_taken_out_and_put_in(released):
     assert latents.shape == (1, 2, 8, 12, 4) and latents.dtype == np.float32
     longer = run(released, ["one", "two"], max_latent_length=3, latents=latents)
     np.testing.assert_array_equal(longer.latents[:, :2], latents.repeat(2, axis=0))
+    both = np.concatenate([latents, -latents])[:, :1]
+    each = run(released, ["one", "two"], max_latent_length=2, latents=both)
+    np.testing.assert_array_equal(each.latents[:, :1], both)
     with pytest.raises(NovaError, match="nothing is left to generate"):
         run(released, "one", max_latent_length=2, latents=latents)
     with pytest.raises(NovaError, match=r"latents have shape \[1, 8, 12, 4\]"):

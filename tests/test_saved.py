@@ -19,7 +19,15 @@ from small import RUN
 
 from nova_jax.data.records import Records
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling.frames import _randomness, _split_keys
+from nova_jax.sampling.keys import (
+    image_keys,
+    noise_keys,
+    order_keys,
+    sample_key,
+    seed_key,
+    training_key,
+)
+from nova_jax.sampling.order import reveal_order
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import train
 
@@ -61,18 +69,17 @@ def assert_same_pixels(made: np.ndarray, recorded: np.ndarray) -> None:
 
 def test_seeds_give_the_same_keys(saved):
     expected = json.loads((saved / "keys.json").read_text())
-    keys = jax.vmap(jax.random.fold_in)(
-        jnp.stack([jax.random.key(3), jax.random.key(4)]), jnp.arange(2)
-    )
-    order_keys, noise_keys = _split_keys(keys)
-    config = NovaPipeline.from_checkpoint(saved / "model").config
-    found = {
-        "sample_keys": jax.random.key_data(keys).tolist(),
-        "order_keys": jax.random.key_data(order_keys).tolist(),
-        "noise_keys": jax.random.key_data(noise_keys).tolist(),
-        "order": _randomness(config, keys)[0].tolist(),
+    samples = jnp.stack([sample_key(seed_key(3), 0), sample_key(seed_key(4), 1)])
+    tokens = NovaPipeline.from_checkpoint(saved / "model").config.num_tokens
+    keys = {
+        "sample_keys": samples,
+        "order_keys": order_keys(samples),
+        "noise_keys": noise_keys(samples),
+        "image_keys": image_keys(samples),
+        "training_key_seed1_step5": training_key(1, 5),
     }
-    assert found == {name: expected[name] for name in found}
+    found = {name: jax.random.key_data(key).tolist() for name, key in keys.items()}
+    assert found | {"order": reveal_order(order_keys(samples), tokens).tolist()} == expected
 
 
 def test_a_model_generates_what_it_did(saved, videos):

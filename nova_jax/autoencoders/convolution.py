@@ -123,8 +123,8 @@ class GroupNorm(nnx.Module):
         if not self.per_frame:
             # Variance of a clip: the mean of its frames', and the variance of their means.
             clip_mean = jnp.mean(mean, axis=1, keepdims=True)
-            spread = variance + jnp.square(mean - clip_mean)
-            mean, variance = clip_mean, jnp.mean(spread, axis=1, keepdims=True)
+            about_clip_mean = variance + jnp.square(mean - clip_mean)
+            mean, variance = clip_mean, jnp.mean(about_clip_mean, axis=1, keepdims=True)
 
         def per_channel(statistic: Array) -> Array:
             wide = jnp.broadcast_to(statistic, (*statistic.shape[:-1], x.shape[-1] // self.groups))

@@ -204,7 +204,7 @@ class DigitsSource:
         config = self.config
         indices = np.asarray(indices)
         numbers = self._numbers[indices]
-        which, glyph, speed, *spread, wording, short_wording = numbers.T
+        which, glyph, speed, *jitters, wording, short_wording = numbers.T
         triples = [self._combinations[int(u * len(self._combinations))] for u in which]
         digits, colors, paths = (list(column) for column in zip(*triples, strict=True))
         speeds = [SPEEDS[int(u * len(SPEEDS))] for u in speed]
@@ -212,7 +212,7 @@ class DigitsSource:
         shapes = self._glyphs[
             [images[int(u * len(images))] for images, u in zip(choices, glyph, strict=True)]
         ]
-        cell, corner, brightness = self._trajectories(paths, speeds, spread)
+        cell, corner, brightness = self._trajectories(paths, speeds, jitters)
         tint = np.array([COLORS[color] for color in colors], np.float32) * brightness[:, None]
         frames = _render(shapes, cell, corner, tint, config.size)
 
@@ -237,11 +237,11 @@ class DigitsSource:
         }
 
     def _trajectories(
-        self, paths: list[str], speeds: list[str], spread: list[np.ndarray]
+        self, paths: list[str], speeds: list[str], jitters: list[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns cell size [B] in pixels, glyph corner [B, F, 2] (down, right), brightness [B]."""
         config = self.config
-        length, size, light, down, right, _ = spread
+        length, size, light, down, right, _ = jitters
         cell = config.digit_size / GLYPH * (1 + config.size_jitter * (2 * size - 1))
         # Interpolation softens the glyph's edge by half a cell on each side.
         room = np.array(config.size) - (GLYPH + 1) * cell[:, None]

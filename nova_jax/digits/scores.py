@@ -48,8 +48,8 @@ class Score:
         return max(0.0, center - margin), min(1.0, center + margin)
 
 
-def draw_questions(number: int, *, seed: int, moving: bool = True) -> list[Question]:
-    """Draws prompts in varied wording, alternately of seen and unseen combinations.
+def make_questions(number: int, *, seed: int, moving: bool = True) -> list[Question]:
+    """Makes prompts in varied wording, alternately of seen and unseen combinations.
 
     Each group goes through its combinations in random order and starts anew when all were asked.
     Every fourth prompt has the short form, which need not mention speed and is not judged on it.

@@ -243,8 +243,8 @@ def parameter_shardings(model: nnx.Module, mesh: MeshLayout) -> dict[str, NamedS
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleSpread:
-    """How a mesh shares generation, see `nova_jax.sampling.frames.Spread`.
+class SampleParallelism:
+    """How a mesh shares generation, see `nova_jax.sampling.frames.Parallelism`.
 
     Attributes:
         mesh: its devices.
@@ -256,7 +256,7 @@ class SampleSpread:
     whole: bool
 
     def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
-        """See `nova_jax.sampling.frames.Spread`."""
+        """See `nova_jax.sampling.frames.Parallelism`."""
         if not self.whole:
 
             def laid_out(*arrays: Any) -> Any:

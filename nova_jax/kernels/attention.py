@@ -99,6 +99,11 @@ def attention(
     return (_on_cpu if platform() == "cpu" else _elsewhere)(query, key, value, mask)
 
 
+def block_causal_mask(block_ids: Int[np.ndarray, " s"]) -> Bool[np.ndarray, "s s"]:
+    """Each token sees its own block and all earlier ones: mask[i, j] = id[i] ≥ id[j]."""
+    return block_ids[:, None] >= block_ids[None, :]
+
+
 def splash(
     query: Float[Array, "b s k h"],
     key: Float[Array, "b t k h"],
@@ -125,8 +130,7 @@ def splash(
     mask = np.zeros((1, rows, columns), bool)
     mask[..., :keys] = True
     if blocks is not None:
-        number = np.repeat(np.arange(len(blocks)), blocks)
-        mask[0, :queries, :keys] = number[:, None] >= number
+        mask[0, :queries, :keys] = block_causal_mask(np.repeat(np.arange(len(blocks)), blocks))
     side_q, side_k = (
         max(n for n in range(_LANES, _TILE + 1, _LANES) if size % n == 0)
         for size in (rows, columns)

@@ -1,4 +1,4 @@
-"""The transformer block of both encoders, block-causal masks, and the key-value cache.
+"""The transformer block of both encoders, and the key-value cache.
 
 Dimensions: B samples, S queries, T keys, K heads, H head channels, D width.
 """
@@ -8,11 +8,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
@@ -44,11 +43,6 @@ class KVCache:
         """A cache with room for `tokens` tokens."""
         shape = (size.depth, batch, tokens, size.heads, size.head_dim)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
-
-
-def block_causal_mask(block_ids: Int[np.ndarray, " s"]) -> Bool[np.ndarray, "s s"]:
-    """Each token sees its own block and all earlier ones: mask[i, j] = id[i] ≥ id[j]."""
-    return block_ids[:, None] >= block_ids[None, :]
 
 
 def rows(x: Float[Array, "b s *d"], first: Int[Array, ""] | int, count: int) -> Array:

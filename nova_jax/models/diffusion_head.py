@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from nova_jax.kernels.diffusion_sampler.reference import HeadWeights, Modulations
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 from nova_jax.models.layers import BlockStack, LayerNorm, Projector, Remat, linear
@@ -37,28 +38,15 @@ class HeadBlock(nnx.Module):
         self.norm = LayerNorm(width, **options)
 
     def __call__(
-        self,
-        x: Float[Array, "*b d"],
-        condition: Float[Array, "*b d"] | None,
-        modulation: Float[Array, "*b 3d"] | None = None,
-    ) -> Array | tuple[Array, None]:
+        self, x: Float[Array, "*b d"], condition: Float[Array, "*b d"]
+    ) -> Float[Array, "*b d"]:
         """Maps tokens to tokens.
 
         Args:
             x: the tokens.
             condition: SiLU(feature embedding + step embedding), the same for every block.
-            modulation: in its place (scale, shift, gate), already projected.
-
-        Returns:
-            x, or (x, None) for a given modulation, as `BlockStack` has it.
         """
-        if modulation is not None:
-            return self._apply(x, modulation), None
-        assert condition is not None
-        return self._apply(x, self.modulation(condition))
-
-    def _apply(self, x: Array, modulation: Array) -> Float[Array, "*b d"]:
-        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
+        scale, shift, gate = jnp.split(self.modulation(condition), 3, axis=-1)
         u = self.mlp(self.pre_norm(x) * (1 + scale) + shift)
         return x + gate * self.norm(u)
 
@@ -104,11 +92,6 @@ class DiffusionHead(nnx.Module):
             identity = self.patch_embed.kernel.get_value().T * math.sqrt(config.token_dim / width)
             self.out.kernel.set_value(identity)
 
-    @property
-    def modulation_dims(self) -> int:
-        """Values that a token's condition is projected to, all blocks and the last norm."""
-        return (3 * self.depth + 2) * self.width
-
     def embed_step(self, time: Float[Array, "*b"]) -> Float[Array, "*b d"]:
         """Embedding of the network's diffusion time, 0 to 1000; cosines before sines."""
         sin, cos = sinusoid(time)
@@ -128,22 +111,37 @@ class DiffusionHead(nnx.Module):
         observe("diffusion_head.condition", condition)
         condition = constrain(jax.nn.silu(condition), *_COPIES)
         h, _ = self.blocks(self.patch_embed(x), condition)
-        return self._project(h, self.final_modulation(condition))
-
-    def denoise(
-        self,
-        x: Float[Array, "b n p"],
-        passes: int,
-        blocks: Float[Array, "l gb n 3d"],
-        final: Float[Array, "gb n 2d"],
-    ) -> Float[Array, "gb n p"]:
-        """The same for G passes over the same tokens, whose modulations are already projected."""
-        h = jnp.concatenate([self.patch_embed(x)] * passes, axis=0)
-        h, _ = self.blocks(h, None, per_block=blocks)
-        return self._project(h, final)
-
-    def _project(
-        self, h: Float[Array, "*b d"], modulation: Float[Array, "*b 2d"]
-    ) -> Float[Array, "*b p"]:
-        scale, shift = jnp.split(modulation, 2, axis=-1)
+        scale, shift = jnp.split(self.final_modulation(condition), 2, axis=-1)
         return self.out(self.final_norm(h) * (1 + scale) + shift)
+
+    def weights(self) -> HeadWeights:
+        """What the sampler's kernels compute with; the modulations are `modulations`."""
+        embed: Any = self.patch_embed
+        block: Any = self.blocks.block
+        out: Any = self.out
+        return HeadWeights(
+            embed=embed.kernel[...],
+            embed_bias=embed.bias[...],
+            fc1=block.mlp.fc1.kernel[...],
+            fc1_bias=block.mlp.fc1.bias[...],
+            fc2=block.mlp.fc2.kernel[...],
+            fc2_bias=block.mlp.fc2.bias[...],
+            norm_scale=block.norm.scale[...],
+            norm_bias=block.norm.bias[...],
+            out=out.kernel[...],
+            out_bias=out.bias[...],
+            unroll=self.blocks.unroll,
+        )
+
+    def modulations(
+        self, embedded: Float[Array, "r n d"], times: Float[Array, " s"]
+    ) -> Modulations:
+        """Projections of all blocks at S diffusion times, before any token is there.
+
+        Args:
+            embedded: feature_embed(features).
+            times: 0 to 1000.
+        """
+        condition = jax.nn.silu(embedded[None] + self.embed_step(times)[:, None, None])
+        blocks = self.blocks.map(lambda block: block.modulation(condition))
+        return Modulations(blocks, self.final_modulation(condition))

@@ -16,8 +16,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nova_jax.kernels.attention import Seen
-from nova_jax.models.attention import KVCache, block_causal_mask, transformer
+from nova_jax.kernels.attention import Seen, block_causal_mask
+from nova_jax.models.attention import KVCache, transformer
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import (
     TimeEmbed,

@@ -31,6 +31,7 @@ from nova_jax.parity.compare import Arrays, Row, compare
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling import frames as sampling
 from nova_jax.sampling.denoise import GivenNoise
+from nova_jax.sampling.keys import seed_key
 from nova_jax.sampling.order import set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import TrainingDraws
@@ -190,7 +191,7 @@ def run_generation(
         conditions,
         frames=frames,
         config=options,
-        keys=jax.random.split(jax.random.key(0), batch),
+        keys=jax.vmap(seed_key)(jnp.arange(batch)),  # order and noise are the recorded ones
         given=None if image is None else image[:, None],
         order=noise.order,
         noise=noise,

@@ -33,7 +33,7 @@ from nova_jax.data.batch import abstract_batch
 from nova_jax.distributed.mesh import (
     MeshConfig,
     MeshLayout,
-    SampleSpread,
+    SampleParallelism,
     batch_sharding,
     check_batch_size,
     make_mesh,
@@ -46,6 +46,7 @@ from nova_jax.plan.costs import Costs, read_costs
 from nova_jax.plan.estimate import batch_of
 from nova_jax.plan.topology import Topology
 from nova_jax.sampling.frames import generate_in_one
+from nova_jax.sampling.keys import seed_key
 from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
@@ -177,7 +178,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         )
 
     params = place(shapes, replicated(mesh), dtype)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), samples))
+    keys = jax.eval_shape(lambda: jax.vmap(seed_key)(jnp.arange(samples)))
     keys = place(keys, batch_sharding(mesh))
     given: dict[str, Any] = abstract_batch(
         model, size=samples, frames=1, sharding=batch_sharding(mesh)
@@ -205,7 +206,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         diffusion_steps=sampling.num_diffusion_steps,
         condition_tokens=model.condition_tokens,
     )
-    program = jax.jit(SampleSpread(mesh, whole=True)(generate, (None, 0, 0), 0))
+    program = jax.jit(SampleParallelism(mesh, whole=True)(generate, (None, 0, 0), 0))
     arguments = (params, conditions, keys)
     sizes = {"parameters": device_bytes(params), "conditions": device_bytes(arguments[1:])}
     amount = sum(total.values())

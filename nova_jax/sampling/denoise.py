@@ -16,6 +16,7 @@ from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside, Stat
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.models.layers import patchify
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.keys import noise_key
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import SamplingSteps
 
@@ -37,7 +38,12 @@ class NoiseSource(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyedNoise:
-    """Noise from one random key a sample, so that a sample does not depend on its batch."""
+    """Noise from one random key a sample, so that a sample does not depend on its batch.
+
+    Attributes:
+        keys: see `nova_jax.sampling.keys.noise_keys`.
+        tokens, token_dim: N, P.
+    """
 
     keys: Key[Array, " b"]
     tokens: int = dataclasses.field(metadata={"static": True})
@@ -53,8 +59,7 @@ class KeyedNoise:
         """See `NoiseSource`."""
 
         def normal(key: Key[Array, ""]) -> Float[Array, "n p"]:
-            for index in (frame, step, draw + 1):
-                key = jax.random.fold_in(key, index)
+            key = noise_key(key, frame, step, draw)
             return jax.random.normal(key, (self.tokens, self.token_dim))
 
         return jax.vmap(normal)(self.keys)
@@ -141,13 +146,14 @@ def denoise_set(
         outside = Outside(jnp.zeros(gram.shape[:2]).at[:, 0].set(1.0), gram)
     state = (slice_set(initial), outside)
     added = None if added is None else slice_set(added)
-    condition = head.feature_embed(features)
+    weights, condition = head.weights(), head.feature_embed(features)
 
     def run(state: State, first: int, last: int, rule: Guidance) -> State:
         if first == last:
             return state
         return sample(
-            head,
+            weights,
+            head.modulations,
             condition[: rule.passes * initial.shape[0]],
             state,
             steps.part(first, last),

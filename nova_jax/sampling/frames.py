@@ -21,7 +21,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
+from nova_jax.kernels.diffusion_sampler.api import choose
 from nova_jax.models import flops
 from nova_jax.models.attention import KVCache
 from nova_jax.models.config import NovaConfig
@@ -29,6 +29,8 @@ from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.keys import noise_keys, order_keys
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import (
     Bucket,
     bucket_steps,
@@ -36,26 +38,7 @@ from nova_jax.sampling.order import (
     set_sizes,
     to_row_major,
 )
-from nova_jax.sampling.schedules import SamplingSteps, Schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How samples are drawn.
-
-    Attributes:
-        num_inference_steps: K, AR steps of a frame, 1 or more; steps that reveal no token drop.
-        num_diffusion_steps: S, diffusion steps of an AR step.
-        guidance: guidance options.
-        flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
-        sampler: implementation of the loop over diffusion steps.
-    """
-
-    num_inference_steps: int = 64
-    num_diffusion_steps: int = 25
-    guidance: GuidanceConfig = GuidanceConfig()
-    flow_shift: float | None = None
-    sampler: Implementation = "auto"
+from nova_jax.sampling.schedules import Schedule
 
 
 def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
@@ -132,17 +115,15 @@ def _without_frame(
     return slot.at[batch : 2 * batch].set(bare[batch : 2 * batch])
 
 
-def draw_frame(
+def generate_frame(
     model: Nova,
     indicators: Float[Array, "gb m d"],
     order: Int[Array, "b n"],
     noise: NoiseSource,
     frame: int | Int[Array, ""],
-    sizes: Int[np.ndarray, " k"],
-    steps: SamplingSteps,
-    guidance: GuidanceConfig,
-    sampler: Implementation = "auto",
-) -> Float[Array, "b n p"]:
+    schedule: Schedule,
+    sampling: SamplingConfig,
+) -> Float[Array, "b h w c"]:
     """Fills one frame set by set.
 
     Args:
@@ -151,22 +132,20 @@ def draw_frame(
         order: each sample's reveal order.
         noise: the noise source.
         frame: index among the generated frames, for the noise source.
-        sizes: tokens revealed at each AR step.
-        steps: the diffusion steps.
-        guidance: the guidance options.
-        sampler: implementation of the loop over diffusion steps.
+        schedule: the diffusion schedule.
+        sampling: the sampling options.
 
     Returns:
-        The frame's tokens in reveal order.
+        The frame's latents.
     """
-    config, batch = model.config, order.shape[0]
-    total, kept = config.num_tokens, len(sizes)
+    config, guidance, batch = model.config, sampling.guidance, order.shape[0]
+    sizes = set_sizes(config.num_tokens, sampling.num_inference_steps)
+    steps = schedule.sampling_steps(sampling.num_diffusion_steps, sampling.flow_shift)
     orders = jnp.concatenate([order] * guidance.passes, axis=0)
-    diffusion_steps = len(steps.time)
-    buckets = bucket_steps(sizes, lambda v, n: flops.ar_step(config, diffusion_steps, v, n))
+    buckets = bucket_steps(sizes, functools.partial(flops.ar_step, config, len(steps.time)))
     # A padded set may reach past the frame's end; the room behind it takes the surplus.
     room = max(bucket.width for bucket in buckets)
-    tokens = jnp.zeros((batch, total + room, config.token_dim))
+    tokens = jnp.zeros((batch, config.num_tokens + room, config.token_dim))
 
     for bucket in buckets:
 
@@ -178,8 +157,7 @@ def draw_frame(
             features = model.spatial_decoder(
                 visible, start, orders, indicators, only=(start, bucket.width)
             )
-            scale = guidance.scale_at(step, kept)
-            drawn = denoise_set(
+            new = denoise_set(
                 model.diffusion_head,
                 features,
                 noise,
@@ -189,18 +167,19 @@ def draw_frame(
                 count,
                 steps,
                 guidance,
-                scale,
-                sampler,
+                guidance.scale_at(step, len(sizes)),
+                sampling.sampler,
             )
-            return jax.lax.dynamic_update_slice_in_dim(tokens, drawn, start, axis=1), None
+            return jax.lax.dynamic_update_slice_in_dim(tokens, new, start, axis=1), None
 
         indices = bucket.first + np.arange(len(bucket.counts))
         rows = (indices, np.asarray(bucket.starts), np.asarray(bucket.counts))
         tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, rows))
-    return tokens[:, :total]
+    tokens = to_row_major(tokens[:, : config.num_tokens], order)
+    return unpatchify(tokens, config.patch_size, config.grid)
 
 
-class Spread(Protocol):
+class Parallelism(Protocol):
     """How devices share a program; part of the program, so it must be hashable."""
 
     def __call__(self, function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
@@ -212,26 +191,33 @@ class Spread(Protocol):
         """
 
 
-def alone(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
-    """The `Spread` of one device."""
+def single_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> Any:
+    """The `Parallelism` of one device."""
     return function
 
 
 _CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "spread"))
+@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "parallelism"))
 def _begin_program(
-    graph: Any, params: Any, conditions: Any, negative: Any, spread: Spread, **options: Any
+    graph: Any,
+    params: Any,
+    conditions: Any,
+    negative: Any,
+    parallelism: Parallelism,
+    **options: Any,
 ) -> Any:
     def run(params: Any, conditions: Any, negative: Any) -> Any:
         return _start(nnx.merge(graph, params), conditions, negative, **options)
 
-    return spread(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
+    return parallelism(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "guidance", "frames", "spread"), donate_argnames=("cache",)
+    jax.jit,
+    static_argnames=("graph", "guidance", "frames", "parallelism"),
+    donate_argnames=("cache",),
 )
 def _advance_program(
     graph: Any,
@@ -240,18 +226,18 @@ def _advance_program(
     anchor: Any,
     frame: Any,
     cache: Any,
-    spread: Spread,
+    parallelism: Parallelism,
     **options: Any,
 ) -> Any:
     def run(params: Any, latents: Any, anchor: Any, frame: Any, cache: Any) -> Any:
         return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
 
     axes = (None, 0, 0, None, _CACHE_AXES)
-    return spread(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
+    return parallelism(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "spread"))
-def _draw_program(
+@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "parallelism"))
+def _frame_program(
     graph: Any,
     params: Any,
     indicators: Any,
@@ -261,32 +247,23 @@ def _draw_program(
     *,
     schedule: Schedule,
     config: SamplingConfig,
-    spread: Spread,
+    parallelism: Parallelism,
 ) -> Float[Array, "b h w c"]:
     def run(params: Any, indicators: Any, order: Any, noise: Any, frame: Any) -> Any:
         model = nnx.merge(graph, params)
-        return _draw(model, indicators, order, noise, frame, schedule, config)
+        return generate_frame(model, indicators, order, noise, frame, schedule, config)
 
-    return spread(run, (None, 0, 0, 0, None), 0)(params, indicators, order, noise, frame)
+    axes = (None, 0, 0, 0, None)
+    return parallelism(run, axes, 0)(params, indicators, order, noise, frame)
 
 
-def _draw(
-    model: Nova,
-    indicators: Float[Array, "gb m d"],
-    order: Int[Array, "b n"],
-    noise: NoiseSource,
-    frame: Int[Array, ""],
-    schedule: Schedule,
-    config: SamplingConfig,
-) -> Float[Array, "b h w c"]:
-    """A frame's latents."""
-    sizes = set_sizes(model.config.num_tokens, config.num_inference_steps)
-    steps = schedule.sampling_steps(config.num_diffusion_steps, config.flow_shift)
-    tokens = draw_frame(
-        model, indicators, order, noise, frame, sizes, steps, config.guidance, config.sampler
-    )
-    tokens = to_row_major(tokens, order)
-    return unpatchify(tokens, model.config.patch_size, model.config.grid)
+@functools.partial(jax.jit, static_argnames=("config", "frames"))
+def _draws(
+    config: NovaConfig, keys: Key[Array, " b"], frames: int
+) -> tuple[Int[Array, "b n"], KeyedNoise, Int[Array, " t"]]:
+    """Reveal order and noise of each sample; numbers of the frames, on the same devices."""
+    noise = KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim)
+    return reveal_order(order_keys(keys), config.num_tokens), noise, jnp.arange(frames)
 
 
 def generate(
@@ -302,7 +279,7 @@ def generate(
     order: Int[Array, "b n"] | None = None,
     noise: NoiseSource | None = None,
     on_frame: Callable[[int], None] | None = None,
-    spread: Spread = alone,
+    parallelism: Parallelism = single_device,
 ) -> Float[Array, "b t h w c"]:
     """Draws images (one frame) or videos.
 
@@ -318,7 +295,8 @@ def generate(
         order: reveal orders, drawn from the keys by default.
         noise: noise source, drawn from the keys by default.
         on_frame: called with the number of finished frames after each.
-        spread: how devices share the samples, see `nova_jax.distributed.mesh.SampleSpread`.
+        parallelism: how devices share the samples, see
+            `nova_jax.distributed.mesh.SampleParallelism`.
 
     Returns:
         Latents, float32.
@@ -327,47 +305,45 @@ def generate(
         NovaError: if the sampler does not run here, `frames` is not positive, or `given` is
             longer or not of this model.
     """
-    size, guidance = model.config, config.guidance
-    fused = choose(config.sampler) == "pallas"
+    size, guidance, batch = model.config, config.guidance, keys.shape[0]
     if frames < 1:
         raise NovaError(f"frames is {frames}; a video has at least 1")
-    batch = keys.shape[0]
     prefix = 0 if given is None else given.shape[1]
     shape = (batch, prefix, *size.latent_size, size.latent_channels)
     if given is not None and (given.shape != shape or prefix > frames):
         raise NovaError(
             f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
         )
-    drawn_order, drawn_noise = _randomness(size, keys)
-    order = drawn_order if order is None else order
-    noise = drawn_noise if noise is None else noise
+    own_order, own_noise, counted = _draws(size, keys, frames)
+    order = own_order if order is None else order
+    noise = own_noise if noise is None else noise
     graph, params = nnx.split(model)
 
-    def draw(params: Any, indicators: Any, frame: Any) -> Float[Array, "b h w c"]:
-        static = {"schedule": schedule, "config": config, "spread": spread}
-        return _draw_program(graph, params, indicators, order, noise, frame, **static)
+    def fill(params: Any, indicators: Any, number: Any) -> Float[Array, "b h w c"]:
+        static = {"schedule": schedule, "config": config, "parallelism": parallelism}
+        return _frame_program(graph, params, indicators, order, noise, number, **static)
 
-    if fused:
+    if choose(config.sampler) == "pallas":
         # What the kernel cannot do it says here, before the programs are compiled.
         rows = (guidance.passes * batch, size.indicator_tokens, size.width)
-        jax.eval_shape(draw, params, jax.ShapeDtypeStruct(rows, model.dtype), jnp.asarray(0))
-    options: Any = {"guidance": guidance, "frames": frames, "spread": spread}
-    video: list[Array] = []
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        jax.eval_shape(fill, params, jax.ShapeDtypeStruct(rows, model.dtype), number)
+    options: Any = {"guidance": guidance, "frames": frames, "parallelism": parallelism}
+    video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
+    # Numbers wait on the devices: nothing goes there, or comes back, while frames are made.
+    numbers = jnp.unstack(counted)
     for frame in range(frames):
         if frame == 0:
             anchor, cache = _begin_program(graph, params, conditions, negative, **options)
             indicators = anchor
         else:
             indicators, cache = _advance_program(
-                graph, params, video[-1], anchor, jnp.asarray(frame), cache, **options
+                graph, params, video[frame - 1], anchor, numbers[frame], cache, **options
             )
-        if given is not None and frame < prefix:
-            latents = given[:, frame].astype(jnp.float32)
-        else:
-            latents = draw(params, indicators, jnp.asarray(frame - prefix))
-        video.append(latents)
+        if frame >= prefix:
+            video.append(fill(params, indicators, numbers[frame - prefix]))
         if on_frame is not None:
-            jax.block_until_ready(latents)
+            jax.block_until_ready(video[frame])
             on_frame(frame + 1)
     return jnp.stack(video, axis=1)
 
@@ -387,13 +363,13 @@ def generate_in_one(
     Args:
         model, schedule, conditions, frames, config, keys, negative: as there.
     """
-    order, noise = _randomness(model.config, keys)
+    order, noise, numbers = _draws(model.config, keys, frames)
     options: Any = {"guidance": config.guidance, "frames": frames}
     anchor, cache = _start(model, conditions, negative, **options)
 
     def one_frame(carry: tuple[Array, KVCache], frame: Array) -> tuple[Any, Array]:
         indicators, cache = carry
-        latents = _draw(model, indicators, order, noise, frame, schedule, config)
+        latents = generate_frame(model, indicators, order, noise, frame, schedule, config)
         if frames > 1:
             carry = jax.lax.cond(
                 frame + 1 < frames,
@@ -403,15 +379,8 @@ def generate_in_one(
             )
         return carry, latents
 
-    _, video = jax.lax.scan(one_frame, (anchor, cache), jnp.arange(frames))
+    _, video = jax.lax.scan(one_frame, (anchor, cache), numbers)
     return video.swapaxes(0, 1)
-
-
-def _randomness(config: NovaConfig, keys: Key[Array, " b"]) -> tuple[Int[Array, "b n"], KeyedNoise]:
-    """Reveal order and noise of each sample, from its key."""
-    order_keys, noise_keys = _split_keys(keys)
-    noise = KeyedNoise(noise_keys, config.num_tokens, config.token_dim)
-    return reveal_order(order_keys, config.num_tokens), noise
 
 
 def _start(
@@ -431,10 +400,3 @@ def _start(
     rows = jax.tree.leaves(stacked)[0].shape[0]
     cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
     return begin(model, stacked, cache, guidance=guidance, frames=frames)
-
-
-@jax.jit
-def _split_keys(keys: Key[Array, " b"]) -> tuple[Key[Array, " b"], Key[Array, " b"]]:
-    """Keys of the reveal order and of the noise."""
-    fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    return fold(keys, 0), fold(keys, 1)

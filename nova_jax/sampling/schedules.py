@@ -3,7 +3,7 @@
 Both schedules are linear, so a training table and a table of sampling steps say everything:
 
     training:  x_t = signal[i] · x + noise[i] · ε
-    sampling:  x  ← keep[s] · x + move[s] · prediction + spread[s] · ε
+    sampling:  x  ← keep[s] · x + move[s] · prediction + noise_scale[s] · ε
 
 The tables are computed on the host in the order and precision (float32) of the released
 schedulers, whose numbers they must meet.
@@ -39,24 +39,24 @@ class SamplingSteps:
 
     Attributes:
         time: the network's diffusion time, 0 to 1000, descending.
-        keep, move, spread: weights of x, of the prediction and of new noise. Steps with noise
+        keep, move, noise_scale: weights of x, of the prediction and of new noise. Steps with noise
             come before those without.
     """
 
     time: Float[np.ndarray, " s"]
     keep: Float[np.ndarray, " s"]
     move: Float[np.ndarray, " s"]
-    spread: Float[np.ndarray, " s"]
+    noise_scale: Float[np.ndarray, " s"]
 
     def part(self, first: int, last: int) -> "SamplingSteps":
         """Some of the steps."""
-        columns = (self.time, self.keep, self.move, self.spread)
+        columns = (self.time, self.keep, self.move, self.noise_scale)
         return SamplingSteps(*(column[first:last] for column in columns))
 
     @property
     def noise_draws(self) -> int:
         """Steps that add new noise."""
-        return int(np.count_nonzero(self.spread))
+        return int(np.count_nonzero(self.noise_scale))
 
 
 @dataclasses.dataclass(frozen=True)

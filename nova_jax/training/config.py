@@ -12,7 +12,7 @@ from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat
-from nova_jax.sampling.frames import SamplingConfig
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.training.datasets import DatasetConfig
 from nova_jax.training.guard import GuardConfig
 from nova_jax.training.lora import LoraConfig

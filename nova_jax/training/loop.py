@@ -28,7 +28,7 @@ from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
 from nova_jax.distributed.mesh import (
     MeshLayout,
-    SampleSpread,
+    SampleParallelism,
     check_batch_size,
     make_mesh,
     process_share,
@@ -38,6 +38,7 @@ from nova_jax.errors import NovaError
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.frames import generate
+from nova_jax.sampling.keys import sample_key, seed_key
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 from nova_jax.training.config import TrainConfig
@@ -300,10 +301,8 @@ def generate_samples(
         conditions,
         frames=config.clip_frames,
         config=config.sampling,
-        keys=jax.vmap(lambda i: jax.random.fold_in(jax.random.key(samples.seed), i))(
-            jnp.arange(count)
-        ),
-        spread=SampleSpread(mesh, whole=False),
+        keys=jax.vmap(sample_key, (None, 0))(seed_key(samples.seed), jnp.arange(count)),
+        parallelism=SampleParallelism(mesh, whole=False),
     )
     return np.asarray(to_uint8(parts.codec.decode(multihost.to_host(latents))))
 

@@ -117,12 +117,12 @@ def training_loss(
     noise = constrain(reveal(draws.noise, draws.order), None, "frames", None, None)
     index = reveal(draws.timestep_index[..., None], draws.order)[..., 0]
     table = schedule.training_table()
-    signal, spread = (jnp.asarray(c)[index][..., None] for c in (table.signal, table.noise))
+    signal, noise_scale = (jnp.asarray(c)[index][..., None] for c in (table.signal, table.noise))
     head = model.diffusion_head
     # One row a timestep of the table, of which there are fewer than noisy tokens.
     times = head.embed_step(jnp.asarray(table.time))
     condition = head.feature_embed(features)[None] + times[index]
-    prediction = head(signal * x + spread * noise, condition).astype(jnp.float32)
+    prediction = head(signal * x + noise_scale * noise, condition).astype(jnp.float32)
     observe("diffusion_head", prediction)
     per_token = jnp.mean((prediction - schedule.target(x, noise)) ** 2, axis=-1)
 

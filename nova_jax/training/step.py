@@ -13,6 +13,7 @@ from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, repli
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.models.observe import Places, hand_on, observed
+from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
 from nova_jax.training.optimizer import Params
@@ -44,8 +45,7 @@ def make_train_step(
 ) -> TrainStep:
     """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
 
-    All randomness of step i comes from ``fold_in(key(seed), i)``, so a run can be stopped anywhere
-    and carries no generator.
+    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere.
 
     Args:
         blueprint: makes the model of a state.
@@ -215,5 +215,4 @@ def step_draws(
     seed: int,
 ) -> TrainingDraws:
     """Everything random about training step number `step`, from 0, of a run with this seed."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
-    return batch_draws(config, schedule, batch, key, loss_repeat)
+    return batch_draws(config, schedule, batch, training_key(seed, step), loss_repeat)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicate, replicated
+from nova_jax.sampling.keys import validation_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
@@ -24,7 +25,6 @@ from nova_jax.training.step import Batch, batch_draws, batch_loss
 # Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
 MASK_BUCKETS = (0.8, 0.9, 1.0)
 TIME_BUCKETS = (200, 400, 600, 800, 1000)
-_SEED = 20241220
 
 Table = dict[str, tuple[Array, Array]]
 Validate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
@@ -56,8 +56,8 @@ def make_validation(
     """
 
     def validate_batch(params: Params, frozen: Params, batch: Batch, index: jax.Array) -> Table:
-        key = jax.random.fold_in(jax.random.key(_SEED), index)
         model = blueprint.model(params, frozen)
+        key = validation_key(index)
         draws = batch_draws(model.config, schedule, batch, key, loss_repeat)
         with on_mesh(mesh):
             _, parts = batch_loss(model, schedule, batch, draws)

@@ -4,13 +4,13 @@ import pytest
 
 from nova_jax.digits.clips import unseen_combinations
 from nova_jax.digits.judges import Verdict
-from nova_jax.digits.scores import Question, Score, draw_questions, format_table, tally
+from nova_jax.digits.scores import Question, Score, format_table, make_questions, tally
 
 
 def test_questions_are_half_seen_half_unseen_and_reproducible():
-    questions = draw_questions(200, seed=3)
-    assert questions == draw_questions(200, seed=3)
-    assert questions != draw_questions(200, seed=4)
+    questions = make_questions(200, seed=3)
+    assert questions == make_questions(200, seed=3)
+    assert questions != make_questions(200, seed=4)
     unseen = set(unseen_combinations())
     groups = {True: [], False: []}
     for question in questions:
@@ -19,7 +19,7 @@ def test_questions_are_half_seen_half_unseen_and_reproducible():
 
 
 def test_questions_cover_everything_and_vary_their_wording():
-    questions = draw_questions(200, seed=0)
+    questions = make_questions(200, seed=0)
     assert len({question.prompt for question in questions}) > 190
     unseen = [q for q in questions if q.group == "unseen"]
     assert {(q.digit, q.color, q.path) for q in unseen} == set(unseen_combinations())
@@ -27,7 +27,7 @@ def test_questions_cover_everything_and_vary_their_wording():
 
 
 def test_an_image_model_is_not_asked_for_motion():
-    for question in draw_questions(40, seed=0, moving=False):
+    for question in make_questions(40, seed=0, moving=False):
         assert question.path is None and question.speed is None
         assert not {"left", "right", "slowly", "quickly"} & set(question.prompt.split())
 

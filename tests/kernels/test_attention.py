@@ -11,9 +11,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nova_jax.kernels import attention as module
-from nova_jax.kernels.attention import attention, splash
+from nova_jax.kernels.attention import attention, block_causal_mask, splash
 from nova_jax.kernels.device import target
-from nova_jax.models.attention import block_causal_mask
 from nova_jax.plan.topology import Topology
 
 

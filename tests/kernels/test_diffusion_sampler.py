@@ -21,16 +21,16 @@ REAL_SAMPLE = tpu.sample
 CONFIG = dataclasses.replace(small.CONFIG, diffusion_head="mlp_d2w128")
 
 
-def planned(**changes):
-    """The TPU kernel with another plan than this much VMEM asks for."""
+def tiled(**changes):
+    """The TPU kernel with another tiling than this much VMEM asks for."""
 
     def run(work):
-        real = tpu.plan
+        real = tpu.choose_tiling
         try:
-            tpu.plan = lambda **sizes: dataclasses.replace(real(**sizes), **changes)
+            tpu.choose_tiling = lambda **sizes: dataclasses.replace(real(**sizes), **changes)
             return REAL_SAMPLE(work, vmem=VMEM, interpret=True)
         finally:
-            tpu.plan = real
+            tpu.choose_tiling = real
 
     return run
 
@@ -38,13 +38,13 @@ def planned(**changes):
 def in_groups(work):
     """As where VMEM does not hold all tokens."""
     batch, tokens, _ = work.state[0].shape
-    return planned(groups=batch * tokens // 16, tile=16)(work)
+    return tiled(groups=batch * tokens // 16, tile=16)(work)
 
 
 IMPLEMENTATIONS = {
     "xla": reference.sample,
-    "tpu, weights resident": planned(),
-    "tpu, weights streamed": planned(resident=False, buffers=2),
+    "tpu, weights resident": tiled(),
+    "tpu, weights streamed": tiled(resident=False, buffers=2),
     "tpu, in groups": in_groups,
     "gpu": functools.partial(gpu.sample, interpret=True),
 }
@@ -93,12 +93,12 @@ def by_definition(head, features, x, outside_x, steps, guidance, scale, count, n
                 guided, outside = guided * factor, outside * factor
             if guidance.image_scale:
                 guided = guided + guidance.image_scale * (base - uncond)
-        keep, move, spread = steps.keep[s], steps.move[s], steps.spread[s]
+        keep, move, noise_scale = steps.keep[s], steps.move[s], steps.noise_scale[s]
         new = keep * x[:, :count] + move * guided
         outside_x = keep * outside_x + move * outside
         if noise is not None:
-            new = new + spread * noise[s][:, :count]
-            outside_x = outside_x + spread * noise[s][:, x.shape[1] :]
+            new = new + noise_scale * noise[s][:, :count]
+            outside_x = outside_x + noise_scale * noise[s][:, x.shape[1] :]
         x = x.at[:, :count].set(new)
     return x[:, :count], outside_x
 
@@ -132,8 +132,8 @@ def test_meets_the_definition(head, implementation, case):
     @nnx.jit
     def run(head):
         work = Work(
-            head,
-            reference.modulate(head, features, jnp.asarray(steps.time)),
+            head.weights(),
+            head.modulations(features, jnp.asarray(steps.time)),
             (x, outside),
             steps,
             guidance,
@@ -154,40 +154,41 @@ ON_TPU = {"rows": 64, "passes": 2, "width": 1536, "depth": 6, "values": 16, "noi
 ON_TPU |= {"dtype": "bfloat16", "vmem": VMEM}
 ON_GPU = {"tokens": 32, "batch": 1, "width": 1280, "dtype": "bfloat16", "processors": 132}
 ON_GPU |= {"shared": gpu.shared_memory(9.0)}
+TPU, GPU = (tpu.choose_tiling, ON_TPU), (gpu.choose_columns, ON_GPU)
 
 
 def test_weights_live_where_there_is_room():
-    assert tpu.plan(**ON_TPU).resident
-    assert not tpu.plan(**ON_TPU | {"vmem": 2**26}).resident
+    assert tpu.choose_tiling(**ON_TPU).resident
+    assert not tpu.choose_tiling(**ON_TPU | {"vmem": 2**26}).resident
 
 
 def test_a_gpu_has_all_programs_at_once():
-    assert gpu.plan(**ON_GPU | {"processors": 108}) == 16
-    assert gpu.plan(**ON_GPU | {"batch": 20}) == 256
+    assert gpu.choose_columns(**ON_GPU | {"processors": 108}) == 16
+    assert gpu.choose_columns(**ON_GPU | {"batch": 20}) == 256
 
 
 @pytest.mark.parametrize(
-    ("plan", "changes", "message"),
+    ("kernel", "changes", "message"),
     [
-        (tpu.plan, {"vmem": 2**23}, "MiB of VMEM for 64 tokens of width 1536, and there are 8"),
-        (tpu.plan, {"dtype": "float16"}, "TPUs computes in bfloat16 or float32, not float16"),
-        (tpu.plan, {"width": 192}, "multiple of 128 and tokens of at most 128 values, not 192"),
-        (tpu.plan, {"values": 256}, "of at most 128 values, not 1536 and 256"),
-        (gpu.plan, {"batch": 40}, "cannot put 40 samples of width 1280 on 132 multiprocessors"),
+        (TPU, {"vmem": 2**23}, "MiB of VMEM for 64 tokens of width 1536, and there are 8"),
+        (TPU, {"dtype": "float16"}, "TPUs computes in bfloat16 or float32, not float16"),
+        (TPU, {"width": 192}, "multiple of 128 and tokens of at most 128 values, not 192"),
+        (TPU, {"values": 256}, "of at most 128 values, not 1536 and 256"),
+        (GPU, {"batch": 40}, "cannot put 40 samples of width 1280 on 132 multiprocessors"),
         (
-            gpu.plan,
+            GPU,
             {"batch": 20, "tokens": 64, "dtype": "float32", "shared": gpu.shared_memory(8.9)},
             "needs 128 KiB of shared memory for 20 samples of 64 tokens in float32, and .* 99;",
         ),
-        (gpu.plan, {"tokens": 96}, "at most 64 tokens of a sample, not 96; use more AR steps"),
-        (gpu.plan, {"dtype": "float64"}, "computes in bfloat16, float16, float32, not float64"),
-        (gpu.plan, {"width": 96}, "width is a multiple of 64, not 96"),
+        (GPU, {"tokens": 96}, "at most 64 tokens of a sample, not 96; use more AR steps"),
+        (GPU, {"dtype": "float64"}, "computes in bfloat16, float16, float32, not float64"),
+        (GPU, {"width": 96}, "width is a multiple of 64, not 96"),
     ],
 )
-def test_what_a_kernel_cannot_do_is_named_with_what_can(plan, changes, message):
-    known = ON_TPU if plan is tpu.plan else ON_GPU
+def test_what_a_kernel_cannot_do_is_named_with_what_can(kernel, changes, message):
+    choose, known = kernel
     with pytest.raises(NovaError, match=message) as error:
-        plan(**known | changes)
+        choose(**known | changes)
     assert 'sampler "xla"' in str(error.value)
 
 
@@ -227,7 +228,8 @@ def test_steps_are_split_where_their_modulations_are_large(head, kernel, limit, 
     options = {"scale": 2.0, "count": 4, "noise": noise}
 
     def run(head):
-        return api.sample(head, features, (x, outside), steps, guidance, **options)
+        work = (head.weights(), head.modulations, features, (x, outside), steps, guidance)
+        return api.sample(*work, **options)
 
     whole, rest = nnx.jit(run)(head)
     monkeypatch.setattr(api, "MODULATION_BYTES", limit)
@@ -246,8 +248,9 @@ def test_many_tokens_are_taken_in_parts(head):
     features = jax.random.normal(keys[1], (2, 128, head.width))
 
     def run(head, sample):
-        modulations = reference.modulate(head, features, jnp.asarray(steps.time))
-        return sample(Work(head, modulations, (x, None), steps, guidance, 2.0, jnp.ones(128)))[0]
+        modulations = head.modulations(features, jnp.asarray(steps.time))
+        work = Work(head.weights(), modulations, (x, None), steps, guidance, 2.0, jnp.ones(128))
+        return sample(work)[0]
 
     wanted = nnx.jit(lambda head: run(head, reference.sample))(head)
     got = nnx.jit(lambda head: run(head, functools.partial(gpu.sample, interpret=True)))(head)

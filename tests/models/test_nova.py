@@ -13,8 +13,8 @@ from flax import nnx
 from small import CONFIG, make
 
 from nova_jax.errors import NovaError
+from nova_jax.kernels.attention import block_causal_mask
 from nova_jax.models import Conditions, Nova
-from nova_jax.models.attention import block_causal_mask
 from nova_jax.models.embeddings import apply_rotary, rotary_angles, space_embedding
 from nova_jax.models.layers import Buffer, logical_axes, patchify, unpatchify
 

@@ -14,20 +14,21 @@ import small
 from flax import nnx
 from small import make
 
+from nova_jax.distributed.mesh import (
+    SampleParallelism,
+    batch_sharding,
+    make_mesh,
+    replicated,
+)
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler import api, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
 from nova_jax.sampling import frames as module
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import (
-    GuidanceConfig,
-    SamplingConfig,
-    advance,
-    begin,
-    generate,
-    unconditional,
-)
+from nova_jax.sampling.frames import advance, begin, generate, unconditional
+from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 
 CONFIG = dataclasses.replace(
@@ -102,6 +103,30 @@ def test_a_given_image_is_frame_zero_and_later_frames_follow():
     assert video.shape == (1, 5, 8, 8, 3)
     np.testing.assert_array_equal(video[:, 0], image)
     assert finished == [1, 2, 3, 4, 5]
+    assert bool(jnp.all(jnp.isfinite(video)))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("whole", [True, False])
+def test_nothing_goes_between_host_and_devices_while_frames_are_made(devices, whole):
+    """Implicitly, that is; arguments are on the devices before."""
+    mesh = make_mesh(jax.devices()[:devices])
+    graph, params = nnx.split(make(CONFIG))
+    model = nnx.merge(graph, jax.device_put(params, replicated(mesh)))
+    inputs = (conditions(2), jax.random.split(jax.random.key(9), 2), jnp.zeros((2, 1, 8, 8, 3)))
+    given, keys, image = jax.device_put(inputs, batch_sharding(mesh))
+    with jax.transfer_guard("disallow"):
+        video = generate(
+            model,
+            FlowMatchingSchedule(),
+            given,
+            frames=3,
+            config=SAMPLING,
+            keys=keys,
+            given=image,
+            on_frame=lambda _: None,
+            parallelism=SampleParallelism(mesh, whole=whole),
+        )
     assert bool(jnp.all(jnp.isfinite(video)))
 
 

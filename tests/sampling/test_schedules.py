@@ -64,7 +64,7 @@ def test_ddpm_posterior_mean_by_its_definition(prediction, spacing, betas):
         mean += np.sqrt(1 - beta) * (1 - alpha_bar_prev) / (1 - alpha_bar) * x
         np.testing.assert_allclose(steps.keep[i] * x + steps.move[i] * output, mean, rtol=2e-3)
         variance = max((1 - alpha_bar_prev) / (1 - alpha_bar) * beta, 1e-20) if t else 0.0
-        np.testing.assert_allclose(steps.spread[i], np.sqrt(variance), rtol=2e-3, atol=1e-9)
+        np.testing.assert_allclose(steps.noise_scale[i], np.sqrt(variance), rtol=2e-3, atol=1e-9)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise():

@@ -1,5 +1,6 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -10,10 +11,19 @@ from jaxtyping import Array, Float, Int
 from nova_jax.errors import NovaError
 from nova_jax.kernels.device import compute_capability, platform
 from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
-from nova_jax.kernels.diffusion_sampler.reference import Guidance, State, Steps, Work
-from nova_jax.models.diffusion_head import DiffusionHead
+from nova_jax.kernels.diffusion_sampler.reference import (
+    Guidance,
+    HeadWeights,
+    Modulations,
+    State,
+    Steps,
+    Work,
+)
 
 Implementation = Literal["auto", "xla", "pallas"]
+
+#: (features of tokens, S times) to the modulations of these steps.
+Modulate = Callable[[Float[Array, "gb n d"], Float[Array, " s"]], Modulations]
 
 _KERNELS: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
 
@@ -51,7 +61,8 @@ def choose(implementation: Implementation, backend: str | None = None) -> Litera
 
 
 def sample(
-    head: DiffusionHead,
+    head: HeadWeights,
+    modulate: Modulate,
     features: Float[Array, "gb n d"],
     state: State,
     steps: Steps,
@@ -66,9 +77,9 @@ def sample(
     """Takes a set of tokens through diffusion steps.
 
     Args:
-        head: the diffusion head.
-        features: what `head.feature_embed` made of the tokens' features, passes stacked on the
-            batch axis.
+        head: the diffusion head, its modulations apart.
+        modulate: the modulations.
+        features: of the tokens, as `modulate` takes them; passes stacked on the batch axis.
         state: the tokens as they are, float32, and what is outside the set; the latter with
             `guidance.renormalized` only.
         steps: coefficients of the steps to run, a pytree.
@@ -85,8 +96,7 @@ def sample(
     Raises:
         NovaError: before anything is compiled, if the named implementation cannot do this.
     """
-    batch, tokens, _ = state[0].shape
-    width = tokens
+    width = tokens = state[0].shape[1]
     valid = (jnp.arange(width) < (width if count is None else count)).astype(jnp.float32)
     run: Callable[..., State] = reference.sample
     if choose(implementation) == "pallas":
@@ -96,8 +106,8 @@ def sample(
         state = (_padded(state[0], width), state[1])
         valid = jnp.pad(valid, (0, width - tokens))
     total = len(steps.time)
-    dims = head.modulation_dims
-    per_step = guidance.passes * batch * width * dims * jnp.dtype(head.dtype).itemsize
+    one_step = jax.eval_shape(modulate, features, jnp.zeros(1))
+    per_step = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(one_step))
     most = max(1, MODULATION_BYTES // per_step)
     chunk = max(size for size in range(1, total + 1) if total % size == 0 and size <= most)
 
@@ -105,7 +115,7 @@ def sample(
 
     def part(state: State, row: tuple[Any, ...]) -> tuple[State, None]:
         index, steps, noise = row
-        modulations = reference.modulate(head, features, steps.time)
+        modulations = modulate(features, steps.time)
         at = first + index * chunk
         work = Work(head, modulations, state, steps, guidance, scale, valid, at, noise)
         return run(work), None

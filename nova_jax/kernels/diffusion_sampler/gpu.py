@@ -54,7 +54,7 @@ def padded_tokens(tokens: int) -> int:
     return max(SMALLEST, pl.next_power_of_2(tokens))
 
 
-def plan(
+def choose_columns(
     *, tokens: int, batch: int, width: int, dtype: DTypeLike, processors: int, shared: int
 ) -> int:
     """Columns of a program, c: the fewest with which all programs are on the GPU at once.
@@ -135,7 +135,7 @@ def sample(
         columns = width
     else:
         processors = processors or jax.local_devices()[0].core_count
-        columns = plan(
+        columns = choose_columns(
             tokens=tokens,
             batch=batch,
             width=width,
@@ -148,12 +148,11 @@ def sample(
     # A token's values as the depth and as the columns of products.
     room = max(SMALLEST, pl.next_power_of_2(values)) - values
     wide = values + room
-    block: Any = head.blocks.block
-    matrix = lambda variable: variable[...].astype(dtype)  # noqa: E731
-    vector = lambda variable: variable[...].astype(jnp.float32)  # noqa: E731
+    matrix = lambda weight: weight.astype(dtype)  # noqa: E731
+    vector = lambda weight: weight.astype(jnp.float32)  # noqa: E731
     last = lambda array: jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, room)])  # noqa: E731
     rows = jnp.stack(
-        [jnp.asarray(column, jnp.float32) for column in (steps.keep, steps.move, steps.spread)]
+        [jnp.asarray(column, jnp.float32) for column in (steps.keep, steps.move, steps.noise_scale)]
     )
     vectors = 0
     weights = gram = jnp.zeros((1, 1), jnp.float32)
@@ -172,16 +171,16 @@ def sample(
         gram,
         modulations.blocks.reshape(depth, count, passes, batch, tokens, 3 * width),
         modulations.final.reshape(count, passes, batch, tokens, 2 * width),
-        jnp.pad(matrix(head.patch_embed.kernel), ((0, room), (0, 0))),
-        vector(head.patch_embed.bias),
-        matrix(block.mlp.fc1.kernel),
-        vector(block.mlp.fc1.bias),
-        matrix(block.mlp.fc2.kernel),
-        vector(block.mlp.fc2.bias),
-        vector(block.norm.scale),
-        vector(block.norm.bias),
-        last(matrix(head.out.kernel)),
-        last(vector(head.out.bias)),
+        jnp.pad(matrix(head.embed), ((0, room), (0, 0))),
+        vector(head.embed_bias),
+        matrix(head.fc1),
+        vector(head.fc1_bias),
+        matrix(head.fc2),
+        vector(head.fc2_bias),
+        vector(head.norm_scale),
+        vector(head.norm_bias),
+        last(matrix(head.out)),
+        last(vector(head.out_bias)),
         jnp.zeros(batch, jnp.int32),
     ]
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -191,7 +190,7 @@ def sample(
         f32((batch, max(vectors, 1))),
         f32((batch, passes, tokens, width)),  # h
         jax.ShapeDtypeStruct((batch, passes, tokens, width), dtype),  # SiLU(fc1(·))
-        f32((batch, slots, 2, passes, tokens)),  # mean and spread of h's columns
+        f32((batch, slots, 2, passes, tokens)),  # mean of h's columns, squared deviations
         f32((batch, slots, 2, passes, tokens)),  # of u's
         f32((batch, programs, passes, tokens, wide)),  # shares of the prediction
     ]
@@ -293,8 +292,8 @@ def _kernel(
         mask = present[:, None] & jnp.ones((1, tokens), bool)
         means, squares = (shared(sums, b, everyone, i, g, mask=mask, other=0.0) for i in range(2))
         mean = jnp.sum(means, axis=0) / programs
-        spread = jnp.where(mask, (means - mean[None]) ** 2, 0.0)
-        variance = (jnp.sum(squares, axis=0) + columns * jnp.sum(spread, axis=0)) / width
+        between = jnp.where(mask, (means - mean[None]) ** 2, 0.0)
+        variance = (jnp.sum(squares, axis=0) + columns * jnp.sum(between, axis=0)) / width
         return mean[:, None], jax.lax.rsqrt(variance + epsilon)[:, None]
 
     def part(ref: Any, index: tuple[Any, ...], offset: Any, size: int) -> Float[Array, "n k"]:
@@ -373,7 +372,7 @@ def _kernel(
             + out_bias[...][None]
             for g in range(passes)
         ]
-        keep, move, spread = (coefficients[i, step] for i in range(3))
+        keep, move, noise_scale = (coefficients[i, step] for i in range(3))
         guided = predictions[0]
         factor = jnp.ones((), jnp.float32)
         if passes > 1:
@@ -388,13 +387,14 @@ def _kernel(
                 factor = jnp.sqrt(norm2(cond) / norm2(guided))
                 factor = jnp.minimum(jnp.maximum(factor, guidance.renorm), 1.0)
                 guided = guided * factor
-                added = jnp.where(lanes == 1 + step + scalars[1].astype(jnp.int32), spread, 0.0)
+                its_vector = lanes == 1 + step + scalars[1].astype(jnp.int32)
+                added = jnp.where(its_vector, noise_scale, 0.0)
                 weights = weights * (keep + move * factor) + added
             if guidance.image_scale:
                 guided = guided + guidance.image_scale * (base - uncond)
         x = keep * x + move * guided
         if noisy:
-            x = x + spread * noise[step, b]
+            x = x + noise_scale * noise[step, b]
         return x, weights, arrived
 
     vectors = weights_end.shape[1] if guidance.renormalized else 1

@@ -2,11 +2,12 @@
 
 S steps take a set of tokens from noise to data (paper, section 3.4; arXiv 2406.11838):
 
-    x ← keep[s] · x + move[s] · guided(head(x, c, s)) + spread[s] · noise[s]
+    x ← keep[s] · x + move[s] · guided(head(x, c, s)) + noise_scale[s] · noise[s]
 
 The head sees the step and a token's feature c only through SiLU(c + τ(s)), which does not depend
-on x: the (scale, shift, gate) of all blocks and steps are one matrix product before the loop,
-three fifths of the head's weights. What is left in the loop are two D×D products a block.
+on x: the (scale, shift, gate) of all blocks and steps are projected before the loop, with three
+fifths of the head's weights (`Modulations`). What is left in the loop are two D×D products a block
+(`HeadWeights`).
 
 Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values of a token, D width.
 """
@@ -19,8 +20,6 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
-
-from nova_jax.models.diffusion_head import DiffusionHead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Steps(Protocol):
     @property
     def move(self) -> Any: ...  # noqa: D102
     @property
-    def spread(self) -> Any: ...  # noqa: D102
+    def noise_scale(self) -> Any: ...  # noqa: D102
 
 
 @jax.tree_util.register_dataclass
@@ -84,8 +83,49 @@ class Outside:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class HeadWeights:
+    """What the diffusion head does to tokens, its modulations apart.
+
+    It is embed; of each block h + gate · LN(fc2(SiLU(fc1(LN₀(h)(1 + scale) + shift)))); then
+    out(LN₀(h)(1 + scale) + shift). LN₀ has ε = 1e-6 and no parameters, LN has ε = 1e-5.
+
+    Attributes:
+        embed, out: the first and the last linear map, with their biases.
+        fc1, fc2: the blocks' linear maps, stacked, with their biases.
+        norm_scale, norm_bias: of the blocks' LN, stacked.
+        unroll: blocks per iteration where blocks are a loop.
+    """
+
+    embed: Float[Array, "p d"]
+    embed_bias: Float[Array, " d"]
+    fc1: Float[Array, "l d d"]
+    fc1_bias: Float[Array, "l d"]
+    fc2: Float[Array, "l d d"]
+    fc2_bias: Float[Array, "l d"]
+    norm_scale: Float[Array, "l d"]
+    norm_bias: Float[Array, "l d"]
+    out: Float[Array, "d p"]
+    out_bias: Float[Array, " p"]
+    unroll: int = dataclasses.field(default=1, metadata={"static": True})
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return self.fc1.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.fc1.shape[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Modulations:
-    """(scale, shift, gate) of every block and (scale, shift) of the last norm, for all steps."""
+    """(scale, shift, gate) of every block and (scale, shift) of the last norm, for all steps.
+
+    Their type is that of the computation.
+    """
 
     blocks: Float[Array, "l s gb n 3d"]
     final: Float[Array, "s gb n 2d"]
@@ -99,8 +139,7 @@ class Work:
     """What an implementation is asked for: to take a set of tokens through some steps.
 
     Attributes:
-        head: the diffusion head; its modulations are taken from `modulations`.
-        modulations: for these steps.
+        head, modulations: the diffusion head, at these steps.
         state: the tokens of the set, and what is outside of it.
         steps: these steps' coefficients.
         guidance, scale: the rule and its g.
@@ -109,7 +148,7 @@ class Work:
         noise: of these steps; None where no step adds any.
     """
 
-    head: DiffusionHead
+    head: HeadWeights
     modulations: Modulations
     state: State
     steps: Steps
@@ -120,13 +159,45 @@ class Work:
     noise: Float[Array, "s b n p"] | None = None
 
 
-def modulate(
-    head: DiffusionHead, features: Float[Array, "gb n d"], times: Float[Array, " s"]
-) -> Modulations:
-    """All projections of SiLU(c + τ(s)), for features that `head.feature_embed` gave."""
-    hidden = jax.nn.silu(features[None] + head.embed_step(times)[:, None, None])
-    blocks = head.blocks.map(lambda block: block.modulation(hidden))
-    return Modulations(blocks, head.final_modulation(hidden))
+def predict(
+    head: HeadWeights,
+    x: Float[Array, "b n p"],
+    passes: int,
+    blocks: Float[Array, "l gb n 3d"],
+    final: Float[Array, "gb n 2d"],
+) -> Float[Array, "gb n p"]:
+    """The head's prediction for the same tokens in G passes, in the type of the modulations."""
+    dtype = final.dtype
+
+    def linear(x: Float[Array, "b n i"], kernel: Array, bias: Array) -> Float[Array, "b n o"]:
+        return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)[None, None]
+
+    def block(h: Array, row: tuple[Array, ...]) -> tuple[Array, None]:
+        modulation, fc1, fc1_bias, fc2, fc2_bias, norm_scale, norm_bias = row
+        scale, shift, gate = jnp.split(modulation, 3, axis=-1)
+        u = jax.nn.silu(linear(_normalized(h, 1e-6) * (1 + scale) + shift, fc1, fc1_bias))
+        u = linear(u, fc2, fc2_bias)
+        return h + gate * _normalized(u, 1e-5, norm_scale, norm_bias), None
+
+    h = jnp.concatenate([linear(x, head.embed, head.embed_bias)] * passes, axis=0)
+    stacked = (head.fc1, head.fc1_bias, head.fc2, head.fc2_bias, head.norm_scale, head.norm_bias)
+    h, _ = jax.lax.scan(block, h, (blocks, *stacked), unroll=min(head.unroll, head.depth))
+    scale, shift = jnp.split(final, 2, axis=-1)
+    return linear(_normalized(h, 1e-6) * (1 + scale) + shift, head.out, head.out_bias)
+
+
+def _normalized(
+    x: Float[Array, "b n d"],
+    epsilon: float,
+    scale: Float[Array, " d"] | None = None,
+    bias: Float[Array, " d"] | None = None,
+) -> Float[Array, "b n d"]:
+    """`nova_jax.models.layers.LayerNorm`: in float32, the variance in two passes."""
+    wide = x.astype(jnp.float32)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=-1, keepdims=True) + epsilon)
+    y = centered * (factor if scale is None else factor * scale[None, None])
+    return (y if bias is None else y + bias[None, None]).astype(x.dtype)
 
 
 def combine(
@@ -173,13 +244,13 @@ def update_outside(
     step: Int[Array, ""],
     keep: Array,
     move: Array,
-    spread: Array,
+    noise_scale: Array,
 ) -> Outside:
     """The part outside the set after a step; vector 1 + `step` is the step's noise, if any."""
     grown = keep + move * (1.0 if factor is None else factor[:, None])
     weights = outside.weights * grown
     added = jnp.arange(weights.shape[1]) == 1 + step
-    return dataclasses.replace(outside, weights=weights + spread * added[None])
+    return dataclasses.replace(outside, weights=weights + noise_scale * added[None])
 
 
 def sample(work: Work) -> State:
@@ -187,13 +258,12 @@ def sample(work: Work) -> State:
     head, modulations, steps, guidance = work.head, work.modulations, work.steps, work.guidance
 
     def body(state: State, row: tuple[Array, ...]) -> tuple[State, None]:
-        (x, outside), (index, keep, move, spread) = state, row
+        (x, outside), (index, keep, move, noise_scale) = state, row
         at_step: Callable[[Array, int], Array] = lambda array, axis: (  # noqa: E731
             jax.lax.dynamic_index_in_dim(array, index, axis, keepdims=False)
         )
-        prediction = head.denoise(
-            x, guidance.passes, at_step(modulations.blocks, 1), at_step(modulations.final, 0)
-        )
+        at_this = at_step(modulations.blocks, 1), at_step(modulations.final, 0)
+        prediction = predict(head, x, guidance.passes, *at_this)
         prediction = rearrange(
             prediction.astype(jnp.float32), "(g b) n p -> g b n p", g=guidance.passes
         )
@@ -201,12 +271,12 @@ def sample(work: Work) -> State:
         guided, factor = combine(prediction, work.scale, guidance, work.valid, norm2)
         x = keep * x + move * guided
         if work.noise is not None:
-            x = x + spread * at_step(work.noise, 0)
+            x = x + noise_scale * at_step(work.noise, 0)
         if outside is not None:
-            outside = update_outside(outside, factor, work.first + index, keep, move, spread)
+            outside = update_outside(outside, factor, work.first + index, keep, move, noise_scale)
         return (x, outside), None
 
     count = modulations.final.shape[0]
-    columns = tuple(jnp.asarray(column) for column in (steps.keep, steps.move, steps.spread))
+    columns = tuple(jnp.asarray(column) for column in (steps.keep, steps.move, steps.noise_scale))
     state, _ = jax.lax.scan(body, work.state, (jnp.arange(count), *columns))
     return state

@@ -38,7 +38,7 @@ def padded_tokens(tokens: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How the kernel uses VMEM.
 
     Attributes:
@@ -56,7 +56,7 @@ class Plan:
     bytes: int
 
 
-def plan(
+def choose_tiling(
     *,
     rows: int,
     passes: int,
@@ -67,7 +67,7 @@ def plan(
     noise: bool,
     vmem: int,
     divisible: bool = True,
-) -> Plan:
+) -> Tiling:
     """Chooses groups, the tile and where weights live.
 
     Args:
@@ -111,11 +111,11 @@ def plan(
         for tile, (resident, buffers) in itertools.product(tiles, ((True, 1), (False, 2))):
             needed = bytes_of(part, tile, depth if resident else buffers)
             if needed <= vmem:
-                return Plan(groups, tile, resident, buffers, needed)
+                return Tiling(groups, tile, resident, buffers, needed)
     # Without the room to fetch a block's weights while the one before is used.
     needed = bytes_of(rows if not divisible else SUBLANES, SUBLANES, 1)
     if needed <= vmem:
-        return Plan(1 if not divisible else units, SUBLANES, False, 1, needed)
+        return Tiling(1 if not divisible else units, SUBLANES, False, 1, needed)
     raise NovaError(
         f"the sampler's kernel needs {needed / 2**20:.0f} MiB of VMEM for {rows} tokens of width "
         f"{width}, and there are {vmem / 2**20:.0f}; sample fewer videos at a time, or choose "
@@ -143,7 +143,7 @@ def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> S
     if vmem is None:
         vmem = pltpu.get_tpu_info().vmem_capacity_bytes
     # Mosaic keeps some for itself.
-    how = plan(
+    how = choose_tiling(
         rows=rows,
         passes=passes,
         width=width,
@@ -163,9 +163,8 @@ def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> S
         padding[axis] = (0, LANES - array.shape[axis])
         return jnp.pad(array, padding)
 
-    block: Any = head.blocks.block
-    vector = lambda variable: variable[...].astype(jnp.float32)[..., None, :]  # noqa: E731
-    matrix = lambda variable: variable[...].astype(dtype)  # noqa: E731
+    vector = lambda weight: weight.astype(jnp.float32)[..., None, :]  # noqa: E731
+    matrix = lambda weight: weight.astype(dtype)  # noqa: E731
     whole = lambda *shape: pl.BlockSpec(shape, lambda g, s, b, t: (0,) * len(shape))  # noqa: E731
     of_group = pl.BlockSpec((part, LANES), lambda g, s, b, t: (g, 0))
     held = 1 if how.resident else how.buffers
@@ -174,9 +173,8 @@ def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> S
         (lambda g, s, b, t: (0, 0, 0)) if how.resident else (lambda g, s, b, t: (b, 0, 0)),
         pipeline_mode=pl.Buffered(held),
     )
-    coefficients = jnp.stack(
-        [jnp.asarray(column, jnp.float32) for column in (steps.keep, steps.move, steps.spread)], 1
-    )
+    columns = (steps.keep, steps.move, steps.noise_scale)
+    coefficients = jnp.stack([jnp.asarray(column, jnp.float32) for column in columns], 1)
     inputs: list[tuple[Array, pl.BlockSpec]] = [
         (coefficients, pl.BlockSpec(memory_space=pltpu.SMEM)),
         (
@@ -198,16 +196,16 @@ def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> S
                 lambda g, s, b, t: (s, 0, g * tiles + jnp.where(b == depth - 1, t, 0), 0),
             ),
         ),
-        (lanes(matrix(head.patch_embed.kernel), 0), whole(LANES, width)),
-        (vector(head.patch_embed.bias), whole(1, width)),
-        (matrix(block.mlp.fc1.kernel), weights),
-        (vector(block.mlp.fc1.bias), whole(depth, 1, width)),
-        (matrix(block.mlp.fc2.kernel), weights),
-        (vector(block.mlp.fc2.bias), whole(depth, 1, width)),
-        (vector(block.norm.scale), whole(depth, 1, width)),
-        (vector(block.norm.bias), whole(depth, 1, width)),
-        (lanes(matrix(head.out.kernel)), whole(width, LANES)),
-        (lanes(vector(head.out.bias)), whole(1, LANES)),
+        (lanes(matrix(head.embed), 0), whole(LANES, width)),
+        (vector(head.embed_bias), whole(1, width)),
+        (matrix(head.fc1), weights),
+        (vector(head.fc1_bias), whole(depth, 1, width)),
+        (matrix(head.fc2), weights),
+        (vector(head.fc2_bias), whole(depth, 1, width)),
+        (vector(head.norm_scale), whole(depth, 1, width)),
+        (vector(head.norm_bias), whole(depth, 1, width)),
+        (lanes(matrix(head.out)), whole(width, LANES)),
+        (lanes(vector(head.out_bias)), whole(1, LANES)),
     ]
     if noise is not None:
         inputs.append(
@@ -293,7 +291,7 @@ def _kernel(
     out_bias: Any,
     *rest: Any,
     guidance: Guidance,
-    how: Plan,
+    how: Tiling,
     noisy: bool,
     renormalized: bool,
 ) -> None:
@@ -345,7 +343,9 @@ def _kernel(
         for i in range(passes):
             predicted[i, here] = prediction[i * rows : (i + 1) * rows]
 
-    def _renormalize(cond: Array, guided: Array, keep: Array, move: Array, spread: Array) -> Array:
+    def _renormalize(
+        cond: Array, guided: Array, keep: Array, move: Array, noise_scale: Array
+    ) -> Array:
         """Each row's factor; the part outside the set takes its step."""
         is_member = member[...]
         counts = jnp.sum(is_member, axis=1, keepdims=True) > 0
@@ -364,7 +364,8 @@ def _kernel(
             beyond = jnp.where(lane == b, jnp.sum(product * w), beyond)
         ratio = jnp.sqrt(norm2(cond) + beyond) / jnp.sqrt(norm2(guided) + beyond)
         factor = jnp.clip(jnp.where(lane < samples, ratio, 1.0), guidance.renorm, 1.0)
-        added = jnp.where(lane == 1 + step + scalars[1].astype(jnp.int32), spread, 0.0)
+        its_vector = lane == 1 + step + scalars[1].astype(jnp.int32)
+        added = jnp.where(its_vector, noise_scale, 0.0)
         for b in range(samples):
             mine = jnp.sum(jnp.where(lane == b, factor, 0.0))
             weights[b : b + 1] = weights[b : b + 1] * (keep + move * mine) + added
@@ -372,14 +373,14 @@ def _kernel(
 
     @pl.when(last_layer & (tile == pl.num_programs(3) - 1))
     def _update() -> None:
-        keep, move, spread = (coefficients[step, i] for i in range(3))
+        keep, move, noise_scale = (coefficients[step, i] for i in range(3))
         guided = predicted[0]
         if passes > 1:
             cond, uncond, base = predicted[0], predicted[1], predicted[passes - 1]
             guided = uncond + scalars[0] * (cond - base)
             if weights is not None:
-                guided = guided * _renormalize(cond, guided, keep, move, spread)
+                guided = guided * _renormalize(cond, guided, keep, move, noise_scale)
             if guidance.image_scale:
                 guided = guided + guidance.image_scale * (base - uncond)
         new = keep * x[...] + move * guided
-        x[...] = new if noise is None else new + spread * noise[0]
+        x[...] = new if noise is None else new + noise_scale * noise[0]

@@ -1,0 +1,306 @@
+"""What a pipeline is asked for, checked and cut into batches, and what it gives.
+
+Letters as in `nova_jax.pipeline`; g latent frames are given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Key, UInt8
+from PIL import Image
+
+from nova_jax import media
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_float
+from nova_jax.distributed.mesh import MeshLayout
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+from nova_jax.sampling.denoise import NoiseSource
+from nova_jax.sampling.keys import image_keys, sample_key, seed_key
+from nova_jax.sampling.options import SamplingConfig
+
+logger = logging.getLogger(__name__)
+
+# A text, a class label, or text features [rows, text_dim].
+Prompt = Any
+OutputType = Literal["pil", "np", "latent"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFrames:
+    """Latent frames that videos begin with, as distributions.
+
+    Attributes:
+        mean: one for each prompt.
+        deviation: standard deviation of what each sample draws.
+    """
+
+    mean: Float[np.ndarray, "p g h w c"]
+    deviation: Float[np.ndarray, "1 g h w c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Samples that are made together.
+
+    Attributes:
+        prompts: number of each sample's prompt.
+        copies: number of each sample among those of its prompt.
+    """
+
+    prompts: Sequence[int]
+    copies: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Samples of P prompts.
+
+    Attributes:
+        prompts: P of them.
+        negative: what the unconditional passes see, for each prompt; None for nothing.
+        seeds: the key of each prompt's seed.
+        copies: samples of each prompt.
+        frames: T.
+        first: what videos begin with; None for nothing.
+        flow: motion score.
+        sampling: how samples are drawn.
+        batch_size: most samples to compute together.
+        output_type: see `Output`.
+        order, noise: reveal orders and noise of all samples, drawn elsewhere.
+
+    Raises:
+        NovaError: a number or the type of the output makes no sense.
+    """
+
+    prompts: Sequence[Prompt]
+    negative: Sequence[Prompt] | None
+    seeds: Sequence[Key[jax.Array, ""]]
+    copies: int
+    frames: int
+    first: FirstFrames | None
+    flow: float
+    sampling: SamplingConfig
+    batch_size: int
+    output_type: OutputType
+    order: Int[jax.Array, "b n"] | None
+    noise: NoiseSource | None
+
+    def __post_init__(self) -> None:
+        if min(self.copies, self.batch_size) < 1:
+            raise NovaError("num_images_per_prompt and batch_size must be at least 1")
+        if self.output_type not in ("pil", "np", "latent"):
+            raise NovaError(f'output_type is {self.output_type!r}; choose "pil", "np" or "latent"')
+
+    @property
+    def recorded(self) -> bool:
+        """Whether order or noise are given: they have no known layout, so one device has all."""
+        return self.order is not None or self.noise is not None
+
+    @property
+    def count(self) -> int:
+        """Samples."""
+        return len(self.prompts) * self.copies
+
+    def batches(self, devices: MeshLayout | int) -> list[Batch]:
+        """All samples, in batches of one size that devices share evenly; the last sample pads.
+
+        A mesh takes part as a whole; of other devices there need be no more than samples.
+
+        Raises:
+            NovaError: what is recorded is for one batch and there are several.
+        """
+        number = -(-self.count // self.batch_size)
+        if self.recorded and number > 1:
+            raise NovaError("a given order or noise needs one batch; make batch_size larger")
+        size = -(-self.count // number)
+        if isinstance(devices, MeshLayout):
+            size += -size % devices.ways("batch")
+        elif size > devices:
+            size += -size % devices
+        samples = np.minimum(np.arange(number * size), self.count - 1).reshape(number, size)
+        return [Batch(*(part.tolist() for part in divmod(row, self.copies))) for row in samples]
+
+    def keys(self, batch: Batch) -> Key[jax.Array, " b"]:
+        """The samples' random keys."""
+        seeds = jnp.stack([self.seeds[prompt] for prompt in batch.prompts])
+        return jax.vmap(sample_key)(seeds, jnp.asarray(batch.copies))
+
+    def first_frames(
+        self, batch: Batch, keys: Key[jax.Array, " b"]
+    ) -> Float[jax.Array, "b g h w c"] | None:
+        """What the samples begin with, drawn from their keys."""
+        if self.first is None:
+            return None
+        mean = jnp.asarray(self.first.mean[np.asarray(batch.prompts)])
+        return mean + _image_noise(keys, self.first.deviation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a pipeline made of B samples.
+
+    Attributes:
+        latents: float32 `[B, T, h, w, C]`, as the transformer sees them.
+        frames: uint8 RGB `[B, F, H, W, 3]`; with `output_type="latent"` the latents.
+        images: where F is 1, the frames as PIL images, or as an array `[B, H, W, 3]` with
+            `output_type="np"`; else None.
+        fps: frames per second.
+    """
+
+    latents: Float[np.ndarray, "b t h w c"]
+    frames: np.ndarray
+    images: list[Image.Image] | UInt8[np.ndarray, "b h w 3"] | None
+    fps: float
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        latents: Sequence[np.ndarray],
+        pixels: Sequence[np.ndarray],
+        fps: float,
+    ) -> Output:
+        """All batches together, without what pads the last one; no pixels: latents are wanted."""
+        whole = np.concatenate(latents)[: request.count]
+        if request.output_type == "latent":
+            return cls(whole, whole, None, fps)
+        frames = np.concatenate(pixels)[: request.count]
+        images: Any = None
+        if frames.shape[1] == 1:
+            images = frames[:, 0]
+            if request.output_type == "pil":
+                images = [Image.fromarray(image) for image in images]
+        return cls(whole, frames, images, fps)
+
+
+@jax.jit
+def _image_noise(
+    keys: Key[jax.Array, " b"], deviation: Float[jax.Array, "1 g h w c"]
+) -> Float[jax.Array, "b g h w c"]:
+    """Noise of this standard deviation."""
+    normal = lambda key: jax.random.normal(key, jnp.shape(deviation)[1:])  # noqa: E731
+    return deviation * jax.vmap(normal)(image_keys(keys))
+
+
+def check_prompts(
+    prompts: Any, embeds: Sequence[np.ndarray] | None, what: str, config: NovaConfig
+) -> list[Prompt]:
+    """One or several prompts or text features, of a kind that the model takes.
+
+    Raises:
+        NovaError: there are none, of both kinds, or of the wrong one.
+    """
+    if embeds is None:
+        several = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
+        texts = list(prompts) if several else [] if prompts is None else [prompts]
+        if not texts:
+            raise NovaError(f"no {what} given; give at least one")
+        kind, words = (str, "text") if config.text_dim else (int, "a class number")
+        for text in texts:
+            if not isinstance(text, kind | (np.integer if kind is int else kind)):
+                raise NovaError(f"{what} {text!r}: this model takes {words}")
+        return texts
+    if prompts:
+        raise NovaError(f"a {what} and its embeddings are given; give one of them")
+    rows = [np.asarray(embed, np.float32) for embed in embeds]
+    for embed in rows:
+        if embed.ndim != 2 or embed.shape[1] != config.text_dim:
+            raise NovaError(
+                f"{what} embeddings have shape {list(embed.shape)}; "
+                f"this model takes [rows, {config.text_dim}]"
+            )
+    return rows
+
+
+def check_negative(
+    prompts: Any, embeds: Sequence[np.ndarray] | None, count: int, config: NovaConfig
+) -> list[Prompt] | None:
+    """A negative prompt for each of so many prompts; None where there is none.
+
+    Raises:
+        NovaError: as `check_prompts`, or there are some, but not as many.
+    """
+    if not prompts and embeds is None:
+        return None
+    negative = check_prompts(prompts, embeds, "negative prompt", config)
+    negative = negative * count if len(negative) == 1 else negative
+    if len(negative) != count:
+        raise NovaError(
+            f"{len(negative)} negative prompts for {count} prompts; give one, or one for each"
+        )
+    return negative
+
+
+def check_seeds(
+    seed: int | Sequence[int], key: Key[jax.Array, ""] | None, count: int
+) -> list[Key[jax.Array, ""]]:
+    """The key of the seed of each of so many prompts.
+
+    Raises:
+        NovaError: there are several, but not as many.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise NovaError(f"{len(seeds)} seeds for {count} prompts; give one for each")
+    return [seed_key(seed) if key is None else key for seed in seeds]
+
+
+def check_latents(
+    latents: Float[np.ndarray, "#p g h w c"], count: int, frames: int, config: NovaConfig
+) -> FirstFrames:
+    """Latents that the videos of so many prompts begin with.
+
+    Raises:
+        NovaError: they are not of this model, or nothing is left to generate.
+    """
+    given = np.asarray(latents, np.float32)
+    wanted = (*config.latent_size, config.latent_channels)
+    if given.ndim != 5 or given.shape[2:] != wanted or given.shape[0] not in (1, count):
+        raise NovaError(
+            f"latents have shape {list(given.shape)}; this model takes "
+            f"[1 or {count}, frames, {', '.join(map(str, wanted))}]"
+        )
+    if given.shape[1] >= frames:
+        raise NovaError(
+            f"{given.shape[1]} latent frames are given and {frames} asked for; nothing is "
+            "left to generate"
+        )
+    mean = np.broadcast_to(given, (count, *given.shape[1:]))
+    return FirstFrames(mean, np.zeros_like(given[:1]))
+
+
+def encode_image(
+    image: UInt8[np.ndarray, "h w 3"] | Image.Image,
+    count: int,
+    frames: int,
+    *,
+    size: tuple[int, int],
+    codec: VideoCodec,
+) -> FirstFrames:
+    """A picture that becomes the first frame of the videos of so many prompts.
+
+    Raises:
+        NovaError: it is no picture, or there are no more frames than it.
+    """
+    if frames == 1:
+        raise NovaError("an image becomes the first frame; ask for more than one frame")
+    picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+    fitted = media.fit_image(picture, size)
+    if picture.shape[:2] != size:
+        logger.warning(
+            "image of %dx%d scaled and cropped about its center to %dx%d",
+            *(*picture.shape[1::-1], *size[::-1]),
+        )
+    mean, deviation = (np.asarray(x) for x in codec.posterior(to_float(fitted)[None, None]))
+    return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation)
