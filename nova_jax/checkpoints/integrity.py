@@ -108,7 +108,9 @@ def config_errors(directory: Path) -> Iterator[None]:
     """Says which file a part of the config that makes no sense is in."""
     try:
         yield
-    except (NovaError, KeyError, TypeError) as error:
+    except NovaError as error:
+        raise NovaError(f"{directory / CONFIG}: {error}") from error
+    except (KeyError, TypeError) as error:
         raise NovaError(f"{directory / CONFIG}: {error}; restore it from a copy") from error
 
 

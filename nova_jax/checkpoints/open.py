@@ -156,9 +156,10 @@ class _ModelDirectory:
             return NovaConfig.from_dict(self.config["model"])
 
     def defaults(self) -> Defaults:
+        frames = self.model_config().frames
         with config_errors(self.directory):
             return Defaults(
-                frames=self.model_config().frames,
+                frames=frames,
                 sampling=from_dict(SamplingConfig, self.config.get("sampling", {}), "sampling"),
                 motion_flow=self.config.get("motion_flow", DEFAULT_FLOW),
                 fps=self.config.get("dataset", {}).get("fps", DEFAULT_FPS),

@@ -13,7 +13,7 @@ import small
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from nova_jax.checkpoints import model
+from nova_jax.checkpoints import run
 from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir
@@ -392,6 +392,6 @@ def test_a_disk_that_fills_up_while_writing_is_one_line(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "config.json.partial")
 
-    monkeypatch.setattr(model, "write_config", full)
+    monkeypatch.setattr(run, "write_config", full)
     with pytest.raises(NovaError, match="no space left on device; free some"):
         claim_workdir(tmp_path / "run", CONFIG)
