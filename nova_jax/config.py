@@ -63,6 +63,8 @@ def _join(key: str, name: str) -> str:
 
 def _convert(kind: Any, value: Any, key: str) -> Any:
     """`value` as the annotated type `kind`; an int may stand for a float, a list for a tuple."""
+    if kind is Any:
+        return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return _convert_to_one(arguments, value, key)
@@ -81,7 +83,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
     elif kind in (int, str, bool) and type(value) is kind:
         return value
     elif origin in (dict, Mapping) and isinstance(value, Mapping):
-        return dict(value)
+        return {name: _convert(arguments[1], v, _join(key, name)) for name, v in value.items()}
     raise NovaError(f"{key} is {value!r}; it must be {_described(kind)}")
 
 

@@ -102,9 +102,10 @@ def export(
     contents: dict[str, bytes | str] = {}
     if (encoder := pipeline.text_encoder) is not None:
         programs["text"] = _text(encoder, batch_size, pipeline.config.text_length or 0)
-        tokens = {"kind": encoder.tokens.kind}
-        if (tokenizer := encoder.tokens.tokenizer) is not None:
-            tokens["file"], contents["tokenizer.json"] = "tokenizer.json", tokenizer
+        given = encoder.tokens
+        tokens = {"kind": given.kind}
+        if given.tokenizer is not None:
+            tokens["file"], contents["tokenizer.json"] = "tokenizer.json", given.tokenizer
     about: dict[str, Any] = {
         "format": "nova_jax generation",
         "version": VERSION,
@@ -228,8 +229,8 @@ def _text(encoder: TextEncoder, batch: int, length: int) -> Program:
     def function(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
         return encoder.features(modules.get("text_encoder"), tokens)
 
-    shape = (batch, length, *encoder.tokens.shape)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.dtype(encoder.tokens.dtype))
+    one = encoder.tokens
+    tokens = jax.ShapeDtypeStruct((batch, length, *one.shape), jnp.dtype(one.dtype))
     return Program(function, modules, {"tokens": tokens})
 
 

@@ -1,7 +1,11 @@
 """What a name is: every kind of checkpoint, names that lead nowhere, and names on the hub."""
 
+import dataclasses
+import json
 import shutil
+import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import grain
 import jax
@@ -9,14 +13,19 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
 
+from nova_jax.autoencoders import registry as codecs
+from nova_jax.autoencoders.pixels import PixelCodec
 from nova_jax.checkpoints import hub, rules
 from nova_jax.checkpoints.open import Defaults, open_checkpoint
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir
 from nova_jax.errors import NovaError
+from nova_jax.export import export
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.prepare.encoders import load_encoders
-from nova_jax.text.registry import LANGUAGE_MODELS
+from nova_jax.text import registry as text_encoders
+from nova_jax.text.hashed_words import HashedTextEncoder
 
 RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
 
@@ -191,5 +200,50 @@ def test_parts_of_different_models_are_told_apart(tmp_path):
         NovaPipeline.from_pretrained(tmp_path / "model")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Negative(PixelCodec):
+    """A codec of one's own: light is dark."""
+
+    type: ClassVar[str] = "negative"
+
+    def decode(self, latents):
+        return -super().decode(latents)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Backwards(HashedTextEncoder):
+    """A text encoder of one's own: words from the last to the first."""
+
+    type: ClassVar[str] = "backwards"
+
+    def encode(self, prompts, length):
+        return super().encode([" ".join(prompt.split()[::-1]) for prompt in prompts], length)
+
+
+def test_parts_of_ones_own_are_registered_in_one_place(untrained, tmp_path, monkeypatch):
+    monkeypatch.setitem(codecs.CODECS, "negative", Negative)
+    monkeypatch.setitem(text_encoders.TEXT_ENCODERS, "backwards", Backwards)
+    shutil.copytree(untrained, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["codec"]["type"], config["text_encoder"]["type"] = "negative", "backwards"
+    path.write_text(json.dumps(config))
+    few = dict(num_inference_steps=1, num_diffusion_steps=1, num_frames=1)
+    own, usual = (NovaPipeline.from_pretrained(place) for place in (path.parent, untrained))
+    options = few | {"disable_progress_bar": True}
+    frames = own("seven red a", **options).frames.astype(int)
+    np.testing.assert_allclose(frames, 255 - usual("a red seven", **options).frames, atol=1)
+    export(own, tmp_path / "own.zip", **few)
+    with zipfile.ZipFile(tmp_path / "own.zip") as archive:
+        assert json.loads(archive.read("about.json"))["tokens"] == {"kind": "backwards"}
+        program = jax.export.deserialize(bytearray(archive.read("generate")))
+    given = own.text_encoder.encode(["seven red a"], 8)
+    inputs = {"text": given[0], "text_length": given[1], "motion_flow": np.float32([1.5])}
+    inputs |= {"negative_text": 0 * given[0], "negative_length": 0 * given[1]}
+    weights = load_file(tmp_path / "own.safetensors")
+    made = program.call(weights, seed=np.uint32([0]), **inputs)
+    np.testing.assert_allclose(np.asarray(made).astype(int), frames, atol=1)
+
+
 def test_every_language_model_has_a_table_of_names():
-    assert rules.TEXT_ENCODERS.keys() == LANGUAGE_MODELS.keys()
+    assert rules.TEXT_ENCODERS.keys() == text_encoders.LANGUAGE_MODELS.keys()

@@ -71,6 +71,12 @@ def test_missing_option_is_named():
         NovaConfig.from_dict(values)
 
 
+def test_what_fits_is_cut_into_two_patches_a_side_at_least():
+    config = NovaConfig.from_dict(RELEASED_VIDEO)
+    sizes = [(60, 96), (4, 4), (2, 4), (4, 6), (5, 4), (0, 4)]
+    assert [config.fits(size) for size in sizes] == [True, True, False, True, False, False]
+
+
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         NovaConfig.from_dict(RELEASED_VIDEO).frames = 3  # type: ignore[misc]
