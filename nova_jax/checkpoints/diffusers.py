@@ -194,7 +194,7 @@ def load_transformer(
     config = read_model_config(directory)
     schedule = schedule_from_released(read_json(directory / "scheduler" / "scheduler_config.json"))
     model = nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0), dtype=dtype))
-    set_dtype(model, param_dtype)
+    _set_dtype(model, param_dtype)
     variables = dict(nnx.to_flat_state(nnx.state(model)))
     rules.fill(
         model,
@@ -303,7 +303,7 @@ def _abstract(make: Callable[[], Any], path: Path) -> Any:
         raise NovaError(f"{path}: its sizes make no network ({reason})") from None
 
 
-def set_dtype(model: nnx.Module, dtype: DTypeLike) -> None:
+def _set_dtype(model: nnx.Module, dtype: DTypeLike) -> None:
     """Makes an abstract model's parameters of another type."""
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.state(model))
     nnx.update(model, state)
