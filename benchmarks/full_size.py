@@ -28,6 +28,7 @@ from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.checkpoints import diffusers, rules
 from nova_jax.checkpoints.conversion import released_to_native
 from nova_jax.checkpoints.tensors import write_safetensors
+from nova_jax.config import from_dict
 from nova_jax.models import Conditions, Nova
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.prepare.clips import ClipConfig
@@ -116,19 +117,11 @@ def write(name: str, directory: Path) -> str:
     for part, config in parts.items():
         (directory / part / "config.json").write_text(json.dumps(config, indent=2))
     size = diffusers.config_from_released(parts["transformer"])
-    network = AutoencoderKLConfig(
-        **{
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in parts["vae"].items()
-            if key != "_class_name"
-        }
-    )
+    network = from_dict(AutoencoderKLConfig, parts["vae"], ignore_unknown=True)
     models: dict[str, Callable[[], nnx.Module]] = {
         "transformer": lambda: Nova(size, rngs=nnx.Rngs(0)),
         "vae": lambda: AutoencoderKL(network, dtype="float32", rngs=nnx.Rngs(0)),
-        "text_encoder": lambda: Phi(
-            PhiConfig.from_released(PHI_2), dtype="float32", rngs=nnx.Rngs(0)
-        ),
+        "text_encoder": lambda: Phi(from_dict(PhiConfig, PHI_2), dtype="float32", rngs=nnx.Rngs(0)),
     }
     counts = []
     for part, make in models.items():

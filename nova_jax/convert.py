@@ -15,20 +15,27 @@ from absl import flags
 
 from nova_jax import cli
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.errors import NovaError
 
-WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
-CHECKPOINT = flags.DEFINE_string(
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
+)
+STEP = flags.DEFINE_string(
     "step", "latest", 'Of a training run: "latest", "best", or the step of a checkpoint.'
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "float16", "bfloat16"],
-    "Type of the tensors written; by default what they were released in, or float32.",
+    "To the released layout: type of the tensors written; by default what they were released in, "
+    "or float32.",
 )
 PARTS = flags.DEFINE_string(
-    "parts", None, "Released model to take autoencoder, text encoder and tokenizer from."
+    "parts",
+    None,
+    "To the released layout: released model to take autoencoder, text encoder and tokenizer from; "
+    "by default the one that the model was trained with.",
 )
 
 
@@ -37,18 +44,12 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 2:
         raise NovaError(f"{len(arguments)} arguments given; give IN and OUT")
     source, out = arguments[0], Path(arguments[1])
-    if (Path(source) / "config.json").is_file():
-        step = CHECKPOINT.value
-        native_to_released(
-            source,
-            out,
-            which=WHICH.value,
-            checkpoint=int(step) if step.isdigit() else step,
-            dtype=DTYPE.value,
-            parts=PARTS.value,
-        )
+    options = {"weights": WEIGHTS.value, "step": STEP.value}
+    checkpoint = open_checkpoint(source, **options)
+    if checkpoint.kind == "released":
+        released_to_native(checkpoint.directory, out)
     else:
-        released_to_native(source, out)
+        native_to_released(source, out, dtype=DTYPE.value, parts=PARTS.value, **options)
     print(out)
 
 

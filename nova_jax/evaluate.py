@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from nova_jax import cli, media
-from nova_jax.checkpoints.integrity import read_config
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
@@ -36,9 +36,13 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", str(SHIPPED), "Model directory, or --workdir of a training run."
+    "checkpoint",
+    str(SHIPPED),
+    "Model trained on digits: model directory, or --workdir of a training run.",
 )
-WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
+)
 NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 200, "Prompts to draw.", lower_bound=2)
 SEED = flags.DEFINE_integer("seed", 0, "Of the prompts and of the videos.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Most videos made together.", lower_bound=1)
@@ -49,17 +53,22 @@ SHEET_CLIPS = 48  # seen and unseen combinations alternate
 
 def main() -> None:
     """Generates, judges, prints and writes."""
-    pipeline = NovaPipeline.from_checkpoint(CHECKPOINT.value, which=WHICH.value)
+    checkpoint = open_checkpoint(CHECKPOINT.value, weights=WEIGHTS.value, part=None)
+    if checkpoint.kind == "released":
+        raise NovaError(
+            f"{CHECKPOINT.value} is a released model, and only digits can be judged; "
+            "give a model that was trained on them, such as the one in the package"
+        )
+    pipeline = NovaPipeline.from_pretrained(checkpoint.directory, weights=WEIGHTS.value)
     if CONFIG.value is not None:
         recipe = TrainConfig.from_dict(CONFIG.value.to_dict())
         if not isinstance(recipe.dataset, DigitsConfig):
             raise NovaError(f"config.dataset is {recipe.dataset.type}; only digits can be judged")
         dataset, pipeline.sampling = recipe.dataset, recipe.sampling
     else:
-        saved = read_config(Path(CHECKPOINT.value))
-        if "dataset" not in saved:
+        if "dataset" not in checkpoint.config:
             raise NovaError(f"{CHECKPOINT.value} does not say its dataset; give --config=FILE")
-        dataset = from_dict(DigitsConfig, saved["dataset"], "dataset")
+        dataset = from_dict(DigitsConfig, checkpoint.config["dataset"], "dataset")
     if dataset.size != pipeline.size:
         raise NovaError(
             f"the checkpoint makes {pipeline.size} pixels, the dataset has {dataset.size}; "

@@ -31,7 +31,6 @@ from flax import nnx
 from jax import export as jax_export
 
 import nova_jax
-from nova_jax.autoencoders.codec import AutoencoderCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.errors import NovaError
 from nova_jax.kernels.device import ANY, target
@@ -40,8 +39,7 @@ from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.keys import sample_key, seed_key
 from nova_jax.sampling.options import SamplingConfig
-from nova_jax.text.hashed_words import HashedTextEncoder, vectors
-from nova_jax.text.phi_encoder import PhiTextEncoder
+from nova_jax.text.interface import TextEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 #: Of about.json, raised when a script for an older one would not do.
@@ -106,9 +104,12 @@ def export(
     programs = {"generate": _generation(pipeline, batch_size, frames, flow, sampling)}
     tokens: dict[str, Any] | None = None
     contents: dict[str, bytes | str] = {}
-    if pipeline.text_encoder is not None:
-        programs["text"], tokens, tokenizer = _text(pipeline, batch_size)
-        contents |= {} if tokenizer is None else {"tokenizer.json": tokenizer}
+    if (encoder := pipeline.text_encoder) is not None:
+        programs["text"] = _text(encoder, batch_size, pipeline.config.text_length or 0)
+        given = encoder.tokens
+        tokens = {"kind": given.kind}
+        if given.tokenizer is not None:
+            tokens["file"], contents["tokenizer.json"] = "tokenizer.json", given.tokenizer
     about: dict[str, Any] = {
         "format": "nova_jax generation",
         "version": VERSION,
@@ -178,8 +179,7 @@ def _generation(
     """Conditions and seeds to frames."""
     config, codec, schedule = pipeline.config, pipeline.codec, pipeline.schedule
     modules: dict[str, nnx.Module] = {"transformer": pipeline.model}
-    if isinstance(codec, AutoencoderCodec):
-        modules["vae"] = codec.network
+    modules |= {} if codec.network is None else {"vae": codec.network}
 
     def function(
         modules: Mapping[str, Any],
@@ -208,9 +208,7 @@ def _generation(
             keys=keys,
             negative=negative,
         )
-        decoder = codec
-        if isinstance(codec, AutoencoderCodec):
-            decoder = codec.with_network(modules["vae"])
+        decoder = codec.with_network(modules.get("vae"))
         return jnp.asarray(to_uint8(decoder.decode(latents)))
 
     inputs = {"seed": jax.ShapeDtypeStruct((batch,), jnp.uint32)}
@@ -228,25 +226,16 @@ def _generation(
     return Program(function, modules, inputs, {"motion_flow": flow})
 
 
-def _text(pipeline: NovaPipeline, batch: int) -> tuple[Program, dict[str, Any], str | None]:
-    """Tokens to features; what tokens are; the tokenizer's file."""
-    length, encoder = pipeline.config.text_length or 0, pipeline.text_encoder
-    ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    if isinstance(encoder, PhiTextEncoder):
+def _text(encoder: TextEncoder, batch: int, length: int) -> Program:
+    """Tokens to features."""
+    modules = {} if encoder.network is None else {"text_encoder": encoder.network}
 
-        def states(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
-            return modules["phi"](tokens).astype(jnp.float32)
+    def function(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
+        return encoder.features(modules.get("text_encoder"), tokens)
 
-        tokenizer = encoder.tokenizer.backend_tokenizer.to_str()
-        about = {"kind": "tokenizer", "file": "tokenizer.json"}
-        return Program(states, {"phi": encoder.network}, {"tokens": ids}), about, tokenizer
-    assert isinstance(encoder, HashedTextEncoder)
-
-    def hashed(modules: Mapping[str, Any], *, tokens: jax.Array) -> jax.Array:
-        return jnp.asarray(encoder.placed(vectors(tokens)))
-
-    digests = jax.ShapeDtypeStruct((*ids.shape, encoder.dim), jnp.uint16)
-    return Program(hashed, {}, {"tokens": digests}), {"kind": encoder.TYPE}, None
+    one = encoder.tokens
+    tokens = jax.ShapeDtypeStruct((batch, length, *one.shape), jnp.dtype(one.dtype))
+    return Program(function, modules, {"tokens": tokens})
 
 
 def _export(program: Program) -> tuple[jax_export.Exported, Weights]:

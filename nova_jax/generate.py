@@ -25,10 +25,12 @@ from nova_jax.sampling.options import OPTIONS, Option
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     str(SHIPPED),
-    "Model directory, --workdir of a training run, or a model in the released layout: its "
-    "directory or its id on the Hugging Face hub.",
+    "Model directory, --workdir of a training run, or a released model: its directory or its id on "
+    "the Hugging Face hub.",
 )
-WHICH = flags.DEFINE_enum("weights", "ema", ["ema", "raw"], "Of a training run: which parameters.")
+WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
+)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
@@ -38,7 +40,10 @@ FRAMES = flags.DEFINE_integer("frames", None, "Frames of a video; 1 makes a pict
 SEED = flags.DEFINE_integer("seed", 0, "Same seed and prompt, same video.", lower_bound=0)
 COPIES = flags.DEFINE_integer("num_images_per_prompt", 1, "Samples of each.", lower_bound=1)
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ["float32", "bfloat16"], "Type of the computation; half the memory."
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Type of the computation and of the parameters; bfloat16 takes half the memory.",
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Most videos made together, 32 by default; 1 in an export.", lower_bound=1
@@ -126,13 +131,9 @@ def main() -> None:
 
 def _load(source: str) -> NovaPipeline:
     """Loads whatever --checkpoint names."""
-    directory = Path(source)
-    if (directory / "model_index.json").exists() or not directory.exists():
-        pipeline = NovaPipeline.from_pretrained(source, dtype=DTYPE.value, unroll=UNROLL.value)
-    else:
-        pipeline = NovaPipeline.from_checkpoint(
-            source, which=WHICH.value, dtype=DTYPE.value, unroll=UNROLL.value
-        )
+    pipeline = NovaPipeline.from_pretrained(
+        source, weights=WEIGHTS.value, dtype=DTYPE.value, unroll=UNROLL.value
+    )
     if SIZE.value is None:
         return pipeline
     height, x, width = SIZE.value.partition("x")

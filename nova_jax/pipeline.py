@@ -15,7 +15,7 @@ import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
-from nova_jax.checkpoints import diffusers
-from nova_jax.checkpoints.model import load_model
-from nova_jax.config import from_dict
+from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
+from nova_jax.checkpoints.run import Step
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -39,7 +38,6 @@ from nova_jax.distributed.mesh import (
 )
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
-from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.request import (
     Batch,
@@ -56,7 +54,6 @@ from nova_jax.request import (
 )
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
-from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.text.interface import TextEncoder
@@ -110,109 +107,63 @@ class NovaPipeline:
         self._placed: dict[int, tuple[MeshLayout, nnx.State]] = {}
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        directory: str | os.PathLike[str] = SHIPPED,
-        *,
-        which: Literal["ema", "raw"] = "ema",
-        checkpoint: Literal["latest", "best"] | int = "latest",
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        devices: Sequence[jax.Device] | None = None,
-        unroll: int = 1,
-    ) -> NovaPipeline:
-        """Loads a model directory or the work directory of a training run.
-
-        Args:
-            directory: Where it is; by default the one that comes with the package.
-            which: Of a training run, averaged or current parameters.
-            checkpoint: Of a training run, which of its checkpoints.
-            dtype: Type the model computes in.
-            devices: Devices to spread samples over; by default all of this process.
-            unroll: See the class.
-
-        Raises:
-            NovaError: There is no checkpoint of this project, or it is damaged.
-        """
-        loaded = load_model(directory, which=which, checkpoint=checkpoint, dtype=dtype)
-        config = loaded.config
-        missing = [
-            part
-            for part, value, needed in (
-                ("codec", loaded.codec, True),
-                ("text_encoder", loaded.text_encoder, loaded.model.config.text_dim is not None),
-            )
-            if needed and value is None
-        ]
-        if missing or loaded.codec is None:
-            raise NovaError(
-                f"{directory} was trained on latents and names no {' and no '.join(missing)}; put "
-                'that of the data into its config.json, as {"type": "released", "source": DIR}'
-            )
-        return cls(
-            loaded.model,
-            loaded.schedule,
-            loaded.codec,
-            loaded.text_encoder,
-            frames=loaded.model.config.frames,
-            sampling=from_dict(SamplingConfig, config.get("sampling", {}), "sampling"),
-            motion_flow=config.get("motion_flow", DEFAULT_FLOW),
-            fps=config.get("dataset", {}).get("fps", DEFAULT_FPS),
-            devices=devices,
-            unroll=unroll,
-        )
-
-    @classmethod
     def from_pretrained(
         cls,
         source: str | os.PathLike[str],
         *,
+        weights: Weights = "ema",
+        step: Step = "latest",
         dtype: jax.typing.DTypeLike = jnp.float32,
+        param_dtype: jax.typing.DTypeLike | None = None,
         mesh: MeshLayout | None = None,
+        devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
     ) -> NovaPipeline:
-        """Loads a model in the released layout, such as `BAAI/nova-d48w1024-osp480`.
+        """Loads a checkpoint of any kind, such as `BAAI/nova-d48w1024-osp480`.
 
-        Unless told otherwise it samples as the release does: 64 autoregressive steps of 25
-        diffusion steps, guidance 5, and a picture (`max_latent_length=1`).
+        Unless told otherwise a model trained here samples as its config says, and a released one
+        as the release does: 64 autoregressive steps of 25 diffusion steps, guidance 5, and a
+        picture (`max_latent_length=1`).
 
         Args:
-            source: Its directory, or its id on the Hugging Face hub.
-            dtype: Type of the parameters and of the computation; norms and softmax are float32.
+            source: Directory of a released model or its id on the Hugging Face hub, model
+                directory, or work directory of a training run; see `nova_jax.checkpoints.open`.
+            weights: Of a training run, averaged or current parameters.
+            step: Of a training run, which of its checkpoints: "latest", "best" or a number.
+            dtype: Type of the computation, and of the parameters of frozen parts; norms and
+                softmax are float32.
+            param_dtype: Type that the transformer's parameters are kept in; by default `dtype`.
             mesh: Devices to put the parameters on, see `nova_jax.distributed.mesh`; by default
                 the first device, and copies on others when there are samples for them.
+            devices: See the class.
             unroll: See the class.
 
         Raises:
             NovaError: It cannot be found or downloaded, or something in it is missing, unknown,
                 damaged or of another shape.
         """
-        directory = diffusers.resolve(os.fspath(source))
+        checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
-        model, schedule = diffusers.load_transformer(directory, param_dtype=dtype, **options)
-        codec = diffusers.load_autoencoder(directory / "vae", **options)
-        facts = [("latent channels", model.config.latent_channels, codec.latent_channels, "vae")]
-        text_encoder = None
-        if model.config.text_dim is not None:
-            text_encoder = diffusers.load_text_encoder(directory, **options)
-            facts.append(("text_dim", model.config.text_dim, text_encoder.dim, "text_encoder"))
-        for what, wanted, given, part in facts:
-            if wanted != given:
-                raise NovaError(
-                    f"{directory}: the transformer has {what} {wanted}, {part}/ gives {given}; "
-                    "they are of different models"
-                )
+        kept = dtype if param_dtype is None else param_dtype
+        model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
+        codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
         return cls(
             model,
             schedule,
             codec,
             text_encoder,
-            frames=1,
-            sampling=SamplingConfig(guidance=GuidanceConfig(scale=5.0)),
-            motion_flow=DEFAULT_FLOW,
-            fps=DEFAULT_FPS,
+            **vars(checkpoint.defaults()),
             mesh=mesh,
+            devices=devices,
             unroll=unroll,
         )
+
+    @classmethod
+    def from_checkpoint(
+        cls, source: str | os.PathLike[str] = SHIPPED, **options: Any
+    ) -> NovaPipeline:
+        """`from_pretrained`, by default of the model that comes with the package."""
+        return cls.from_pretrained(source, **options)
 
     @property
     def model(self) -> Nova:
@@ -236,14 +187,15 @@ class NovaPipeline:
         Raises:
             NovaError: A token does not fit the size.
         """
-        unit = self.codec.stride * self.config.patch_size
-        if height % unit or width % unit or min(height, width) < 2 * unit:
+        stride = self.codec.stride
+        unit, latent_size = stride * self.config.patch_size, (height // stride, width // stride)
+        if height % stride or width % stride or not self.config.fits(latent_size):
             raise NovaError(
                 f"size {height}x{width} does not fit the model; take multiples of {unit}, at least "
                 f"{2 * unit}"
             )
         other = copy.copy(self)
-        model = self.model.resized((height // self.codec.stride, width // self.codec.stride))
+        model = self.model.resized(latent_size)
         other.config, other._graph = model.config, nnx.graphdef(model)
         return other
 

@@ -82,6 +82,10 @@ CASES = {
         "size 16x17 does not fit the model; take multiples of"),
     "no frames": ("generate", "--checkpoint={model} --prompt=x --frames=0 --out={new}", "0 frames"),
     "missing checkpoint": ("generate", "--checkpoint=nowhere --prompt=x --out={new}", "nowhere"),
+    "misspelled checkpoint": ("generate", "--checkpoint={folder}/truncate --prompt=x --out={new}",
+                              "/truncate; did you mean"),
+    "directory of something else": ("generate", "--checkpoint={folder} --prompt=x --out={new}",
+                                    "is no checkpoint: it has no config.json"),
     "foreign checkpoint": ("generate", "--checkpoint={foreign} --prompt=x --out={new}",
                            "not of nova_jax"),
     "truncated checkpoint": ("generate", "--checkpoint={truncated} --prompt=x --out={new}",
@@ -97,6 +101,8 @@ CASES = {
                              'sampler "pallas" is for the machine it runs on'),
     "checkpoint of other videos": ("evaluate", "{config} --checkpoint={model} --out={new}",
                                    "give the --config it was trained with"),
+    "released checkpoint": ("evaluate", "--checkpoint={released} --out={new}",
+                            "is a released model, and only digits can be judged; give a model"),
     "no input to prepare": ("prepare", "--out={new}", "--input is missing"),
     "nowhere to prepare": ("prepare", "--input={blank}", "--out is missing"),
     "no encoders": ("prepare", "--input={blank} --out={new}",
@@ -137,6 +143,8 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "archive": str(folder / "archive.zip"),
         "foreign": str(folder / "foreign"),
         "truncated": str(folder / "truncated"),
+        "folder": str(folder),
+        "released": str(ROOT / "tests" / "golden" / "pipeline_t2v"),
     }
 
 

@@ -94,7 +94,7 @@ def test_a_model_generates_what_it_did(saved, videos):
 def test_runs_generate_what_they_did(saved, videos):
     lora = NovaPipeline.from_checkpoint(saved / "lora_run")
     assert_same(lora(PROMPTS, seed=7, **QUIET).latents, videos["lora"])
-    raw = NovaPipeline.from_checkpoint(saved / "run", which="raw")
+    raw = NovaPipeline.from_checkpoint(saved / "run", weights="raw")
     assert_same(raw(PROMPTS, seed=7, **QUIET).latents, videos["raw"])
 
 

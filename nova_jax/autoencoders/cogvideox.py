@@ -13,7 +13,7 @@ Letters in shapes:
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ class AutoencoderCogVideoXConfig:
     norm_num_groups: int = 32
     use_quant_conv: bool = False
     use_post_quant_conv: bool = False
+    act_fn: Literal["silu", "swish"] = "silu"
     scaling_factor: float = 0.7
     shift_factor: float | None = None
 

@@ -1,16 +1,16 @@
-"""What the rest of the package expects of a video codec and of a text encoder.
+"""What the rest of the package expects of a video codec.
 
 Letters in shapes:
 
     B clips   F pixel frames   H, W pixels   T latent frames   h, w latent sides   C latent channels
-    L text rows   d text width
+    M channels of the moments
 """
 
-from collections.abc import Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 
 #: Codecs that only do arithmetic serve data workers (NumPy) and the device (JAX) alike.
@@ -31,11 +31,25 @@ class VideoCodec(Protocol):
     def stride(self) -> int:
         """Pixels per latent, along each side: h = H / stride, w = W / stride."""
 
+    @property
+    def scaling(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
+        """Scale and shift: (mean − shift)·scale is the latent of a mean among the moments."""
+
+    @property
+    def network(self) -> nnx.Module | None:
+        """What holds the parameters; None for a codec without any."""
+
+    def with_network(self, network: Any) -> "VideoCodec":
+        """The same with other parameters, such as the arguments of a program."""
+
     def latent_frames(self, frames: int) -> int:
         """T for F pixel frames."""
 
     def pixel_frames(self, latent_frames: int) -> int:
         """F for T latent frames."""
+
+    def moments(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w M"]:
+        """Means, and where M is 2C log-variances, of pixels in [-1, 1]; before scaling."""
 
     def posterior(
         self, pixels: Float[Array, "b F H W 3"]
@@ -47,14 +61,3 @@ class VideoCodec(Protocol):
 
     def decode(self, latents: Float[Array, "b T h w C"]) -> Float[Array, "b F H W 3"]:
         """Pixels in [-1, 1] (about: `to_uint8` clamps)."""
-
-
-class Settings(Protocol):
-    """What is nothing but settings, and saved as such with a model."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready settings, with "type"."""
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, given without "type"."""

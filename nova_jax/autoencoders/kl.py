@@ -13,7 +13,7 @@ Letters in shapes:
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,7 @@ class AutoencoderKLConfig:
         norm_num_groups: of every group norm.
         mid_block_add_attention: attend in the middle.
         use_quant_conv, use_post_quant_conv: mix the channels of the moments, of the latents.
+        act_fn: the one activation there is, by its two names.
         double_z: the encoder gives mean and log-variance; if not, latents.
         scaling_factor, shift_factor: (z − shift)·scale is what the transformer sees.
     """
@@ -65,6 +66,7 @@ class AutoencoderKLConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    act_fn: Literal["silu", "swish"] = "silu"
     double_z: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float | None = None

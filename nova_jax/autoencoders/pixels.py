@@ -4,9 +4,9 @@ Everything here is arithmetic and takes NumPy and JAX arrays alike.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
+import numpy as np
 from jaxtyping import Float, UInt8
 
 from nova_jax.autoencoders.interface import Array
@@ -35,15 +35,11 @@ class PixelCodec:
     0.2991 over pixels in [-1, 1]) to zero mean and unit variance.
     """
 
-    TYPE: ClassVar[str] = "pixels"
+    type: ClassVar[str] = "pixels"
     shift: float = -0.911
     scale: float = 3.34
 
     def __post_init__(self) -> None:
-        for name in ("shift", "scale"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise NovaError(f"pixel codec: {name} must be a number, not {value!r}")
         if self.scale <= 0:
             raise NovaError(f"pixel codec: scale must be positive, not {self.scale}")
 
@@ -57,6 +53,19 @@ class PixelCodec:
         """One latent a pixel."""
         return 1
 
+    @property
+    def scaling(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+        """The settings, for each channel."""
+        return np.full(3, self.scale, np.float32), np.full(3, self.shift, np.float32)
+
+    @property
+    def network(self) -> None:
+        """There are no parameters."""
+
+    def with_network(self, network: Any) -> "PixelCodec":
+        """Itself."""
+        return self
+
     def latent_frames(self, frames: int) -> int:
         """One latent frame a pixel frame."""
         return frames
@@ -64,6 +73,10 @@ class PixelCodec:
     def pixel_frames(self, latent_frames: int) -> int:
         """One pixel frame a latent frame."""
         return latent_frames
+
+    def moments(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
+        """Pixels as they are."""
+        return pixels
 
     def posterior(
         self, pixels: Float[Array, "b F H W 3"]
@@ -81,12 +94,3 @@ class PixelCodec:
     def decode(self, latents: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
         """Pixels of latents."""
         return latents / self.scale + self.shift
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready settings."""
-        return {"type": self.TYPE, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, given without "type"."""
-        return cls(**settings)

@@ -8,9 +8,10 @@ the way back has the very same files to give.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,21 +24,24 @@ from nova_jax.checkpoints.diffusers import (
     config_to_released,
     load_transformer,
     read_json,
-    resolve,
     schedule_from_released,
     schedule_to_released,
 )
+from nova_jax.checkpoints.hub import locate
 from nova_jax.checkpoints.integrity import write_checksums
-from nova_jax.checkpoints.model import load_trained, save_model
-from nova_jax.checkpoints.parts import RELEASED, released_source
+from nova_jax.checkpoints.model import save_model
+from nova_jax.checkpoints.open import Defaults, Weights, open_checkpoint
+from nova_jax.checkpoints.parts import ReleasedPart, released_source
+from nova_jax.checkpoints.run import Step
 from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
+from nova_jax.config import to_plain
 from nova_jax.errors import NovaError
 
 _KEPT = "released"
 _WEIGHT_FILES = (f"{WEIGHTS}*.safetensors*", f"{WEIGHTS}*.bin*")
 
 
-def released_to_native(source: str, out: Path) -> None:
+def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
     """Writes a model directory that holds what a released model does.
 
     Args:
@@ -48,7 +52,7 @@ def released_to_native(source: str, out: Path) -> None:
         NovaError: `out` exists, or the source is missing, damaged or not of this layout.
     """
     _check_new(out)
-    directory = resolve(source)
+    directory = Path(locate(source))
     tensors = open_tensors(directory / "transformer", [WEIGHTS])
     dtypes = {name: str(tensors[name].dtype) for name in tensors}
     uniform = set(dtypes.values())
@@ -59,13 +63,13 @@ def released_to_native(source: str, out: Path) -> None:
         ".".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(nnx.state(model))
     }
-    parts = {"type": RELEASED, "source": f"./{_KEPT}"}
+    parts = to_plain(ReleasedPart(f"./{_KEPT}"))
     config: dict[str, Any] = {
         "model": model.config.to_dict(),
-        "schedule": schedule.to_dict(),
+        "schedule": to_plain(schedule),
         "codec": parts,
         "text_encoder": parts if model.config.text_dim is not None else None,
-        "sampling": {"guidance": {"scale": 5.0}},
+        "sampling": to_plain(Defaults().sampling),
         "dtypes": dtypes if len(set(dtypes.values())) > 1 else str(stored),
     }
     save_model(out, variables=variables, config=config, step=0, dtype=None)
@@ -76,11 +80,11 @@ def released_to_native(source: str, out: Path) -> None:
 
 
 def native_to_released(
-    source: str,
+    source: str | os.PathLike[str],
     out: Path,
     *,
-    which: Literal["ema", "raw"] = "ema",
-    checkpoint: Literal["latest", "best"] | int = "latest",
+    weights: Weights = "ema",
+    step: Step = "latest",
     dtype: str | None = None,
     parts: str | None = None,
 ) -> None:
@@ -89,8 +93,7 @@ def native_to_released(
     Args:
         source: model directory, or work directory of a training run.
         out: a new directory.
-        which: of a training run, averaged or current parameters.
-        checkpoint: of a training run, which of its checkpoints.
+        weights, step: of a training run, see `open_checkpoint`.
         dtype: type of the transformer's tensors; by default what they were released in, or float32.
         parts: released model that autoencoder, text encoder and tokenizer come from; by default the
             one that the model was trained with.
@@ -100,18 +103,21 @@ def native_to_released(
             the released layout does not know.
     """
     _check_new(out)
-    loaded = load_trained(source, which=which, checkpoint=checkpoint)
-    config = loaded.config
+    checkpoint = open_checkpoint(source, weights=weights, step=step)
+    if checkpoint.kind == "released":
+        raise NovaError(f"{source} is in the released layout already; give a model of this project")
+    config = checkpoint.config
     codec = config.get("codec") or {"type": "none"}
-    origin = parts or released_source(codec, Path(source).absolute())
+    origin = parts or released_source(codec, Path(checkpoint.directory))
     if origin is None:
         raise NovaError(
             f"{source} was trained with codec {codec.get('type')!r}, which the released "
             "layout does not know; give --parts=MODEL, a released model with a fitting autoencoder"
         )
-    base = resolve(origin)
+    base = Path(locate(origin))
     dtypes = dtype or config.get("dtypes", "float32")
-    model = loaded.model.config
+    trained, schedule = checkpoint.load_transformer()
+    model = trained.config
 
     shutil.copytree(base, out, ignore=lambda folder, names: _weights(folder, names, base))
     # The base's own files stay where they say the same, to the byte.
@@ -121,11 +127,11 @@ def native_to_released(
         released = config_to_released(model, released)
         transformer.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
     scheduler = out / "scheduler" / "scheduler_config.json"
-    if schedule_from_released(read_json(scheduler)) != loaded.schedule:
-        values = schedule_to_released(loaded.schedule)
+    if schedule_from_released(read_json(scheduler)) != schedule:
+        values = schedule_to_released(schedule)
         scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
-    variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(loaded.model))}
+    variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(trained))}
 
     def typed(name: str, value: np.ndarray) -> np.ndarray:
         return value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name]))

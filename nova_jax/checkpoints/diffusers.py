@@ -8,53 +8,38 @@ Every part has a config.json (or the like) that says what it is, and its weights
 
 import dataclasses
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-)
 from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.codec import AutoencoderCodec
-from nova_jax.autoencoders.cogvideox import (
-    AutoencoderCogVideoXConfig,
-    AutoencoderKLCogVideoX,
-)
-from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
-from nova_jax.autoencoders.ltx import AutoencoderKLLTXVideo, AutoencoderLTXConfig
+from nova_jax.autoencoders.registry import AUTOENCODERS
 from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.tensors import open_tensors
+from nova_jax.config import from_dict, to_plain
 from nova_jax.distributed.mesh import MeshLayout, parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Schedule
-from nova_jax.text.phi import Phi, PhiConfig
-from nova_jax.text.phi_encoder import PhiTextEncoder
+from nova_jax.text.interface import TextEncoder
+from nova_jax.text.registry import LANGUAGE_MODELS
 
-_TRANSFORMER_FIELDS = (
-    "arch",
-    "image_dim",
-    "image_size",
-    "image_stride",
-    "image_base_size",
-    "video_base_size",
-    "video_mixer_rank",
-    "rotary_pos_embed",
-    "text_token_dim",
-    "text_token_len",
-)
+R = TypeVar("R")
 NUM_CLASSES = 1000  # of every class-conditional release; config.json does not say
+WEIGHTS = "diffusion_pytorch_model"  # of transformers and autoencoders
+TEXT_WEIGHTS = ("model", "pytorch_model")
+_SCHEDULERS: dict[str, type[Schedule]] = {
+    "FlowMatchEulerDiscreteScheduler": FlowMatchingSchedule,
+    "DDPMScheduler": DDPMSchedule,
+}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -74,6 +59,35 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Says which file a problem is in."""
+    try:
+        yield
+    except NovaError as error:
+        raise NovaError(f"{path}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Transformer:
+    """What ``transformer/config.json`` says, by its names there."""
+
+    arch: tuple[str, str, str]
+    image_dim: int
+    image_size: int | tuple[int, int]
+    image_stride: int
+    image_base_size: tuple[int, int]
+    video_base_size: tuple[int, int, int]
+    video_mixer_rank: int | None = None
+    rotary_pos_embed: bool | None = None
+    text_token_dim: int | None = None
+    text_token_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.image_stride < 1:
+            raise NovaError(f"image_stride is {self.image_stride}; it must be at least 1")
+
+
 def config_from_released(released: Mapping[str, Any]) -> NovaConfig:
     """Our configuration from the release's ``transformer/config.json``.
 
@@ -81,40 +95,32 @@ def config_from_released(released: Mapping[str, Any]) -> NovaConfig:
         NovaError: if the sizes contradict each other, are missing or of another type, or a field is
             not known.
     """
-    unknown = [key for key in released if key not in _TRANSFORMER_FIELDS and key[0] != "_"]
-    if unknown:
-        raise NovaError(
-            f"transformer/config.json: unknown field {unknown[0]!r}; known are "
-            f"{', '.join(_TRANSFORMER_FIELDS)}"
-        )
-    try:
-        size, stride = released["image_size"], released["image_stride"]
-        size = (size, size) if isinstance(size, int) else tuple(size)
-        video_base, arch = released["video_base_size"], released["arch"]
+    with _named("transformer/config.json"):
+        given = from_dict(_Transformer, {k: v for k, v in released.items() if k[0] != "_"})
+        size, stride = given.image_size, given.image_stride
+        height, width = (size, size) if isinstance(size, int) else size
+        temporal_encoder, spatial_decoder, diffusion_head = given.arch
+        frames, *temporal_grid = given.video_base_size
         config = NovaConfig(
-            latent_channels=released["image_dim"],
-            latent_size=(size[0] // stride, size[1] // stride),
+            latent_channels=given.image_dim,
+            latent_size=(height // stride, width // stride),
             patch_size=15 // stride + 1,
-            temporal_encoder=arch[0],
-            spatial_decoder=arch[1],
-            diffusion_head=arch[2],
-            frames=video_base[0],
-            text_dim=released.get("text_token_dim"),
-            text_length=released.get("text_token_len") if released.get("text_token_dim") else None,
-            num_classes=None if released.get("text_token_dim") else NUM_CLASSES,
-            mixer_rank=released.get("video_mixer_rank"),
-            rotary=bool(released.get("rotary_pos_embed", False)),
+            temporal_encoder=temporal_encoder,
+            spatial_decoder=spatial_decoder,
+            diffusion_head=diffusion_head,
+            frames=frames,
+            text_dim=given.text_token_dim,
+            text_length=given.text_token_len if given.text_token_dim else None,
+            num_classes=None if given.text_token_dim else NUM_CLASSES,
+            mixer_rank=given.video_mixer_rank,
+            rotary=bool(given.rotary_pos_embed),
         )
-        base = (tuple(released["image_base_size"]), tuple(video_base[1:]))
-    except KeyError as error:
-        raise NovaError(f"transformer/config.json lacks {error}") from None
-    except (TypeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise NovaError(f"transformer/config.json: a field is of another kind ({error})") from None
-    if base != (config.grid, config.temporal_grid):
-        raise NovaError(
-            f"transformer/config.json: image_base_size {base[0]} and video_base_size {base[1]} do "
-            f"not match the token grids {config.grid} and {config.temporal_grid} of image_size"
-        )
+        base = (given.image_base_size, tuple(temporal_grid))
+        if base != (config.grid, config.temporal_grid):
+            raise NovaError(
+                f"image_base_size {base[0]} and video_base_size {base[1]} do not match the token "
+                f"grids {config.grid} and {config.temporal_grid} of image_size"
+            )
     return config
 
 
@@ -124,26 +130,14 @@ def schedule_from_released(released: Mapping[str, Any]) -> Schedule:
     Raises:
         NovaError: on a scheduler class or option that the model cannot be sampled with.
     """
-    name = released.get("_class_name")
-    options = {key: value for key, value in released.items() if not key.startswith("_")}
-    try:
-        return _schedule(name, options)
-    except TypeError as error:
-        raise NovaError(f"scheduler_config.json: an option is of another kind ({error})") from None
-
-
-def _schedule(name: Any, options: Mapping[str, Any]) -> Schedule:
-    if name == "FlowMatchEulerDiscreteScheduler":
-        if options.get("use_dynamic_shifting"):
-            raise NovaError("scheduler_config.json: use_dynamic_shifting is not part of NOVA")
-        return FlowMatchingSchedule(
-            shift=options.get("shift", 1.0),
-            num_train_timesteps=options.get("num_train_timesteps", 1000),
-        )
-    if name == "DDPMScheduler":
-        known = DDPMSchedule.__dataclass_fields__
-        return DDPMSchedule(**{k: v for k, v in options.items() if k in known})
-    raise NovaError(f"scheduler_config.json: unknown scheduler {name!r}")
+    with _named("scheduler_config.json"):
+        name = released.get("_class_name")
+        if name not in _SCHEDULERS:
+            raise NovaError(f"unknown scheduler {name!r}; known: {', '.join(_SCHEDULERS)}")
+        if released.get("use_dynamic_shifting"):
+            raise NovaError("use_dynamic_shifting is not part of NOVA")
+        kind: type[Any] = _SCHEDULERS[name]
+        return from_dict(kind, released, ignore_unknown=True)
 
 
 def config_to_released(config: NovaConfig, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,55 +159,10 @@ def config_to_released(config: NovaConfig, base: Mapping[str, Any]) -> dict[str,
 
 def schedule_to_released(schedule: Schedule) -> dict[str, Any]:
     """The inverse of `schedule_from_released`."""
-    values = schedule.to_dict()
+    values = to_plain(schedule)
     del values["type"]
-    name = "DDPMScheduler"
-    if isinstance(schedule, FlowMatchingSchedule):
-        name = "FlowMatchEulerDiscreteScheduler"
-    return {"_class_name": name, **values}
-
-
-WEIGHTS = "diffusion_pytorch_model"  # of transformers and autoencoders
-TEXT_WEIGHTS = ("model", "pytorch_model")
-_AUTOENCODERS: dict[str, tuple[Any, Any]] = {
-    "AutoencoderKL": (AutoencoderKLConfig, AutoencoderKL),
-    "AutoencoderKLOpenSora": (AutoencoderKLConfig, AutoencoderKL),
-    "AutoencoderKLCogVideoX": (AutoencoderCogVideoXConfig, AutoencoderKLCogVideoX),
-    "AutoencoderKLLTXVideo": (AutoencoderLTXConfig, AutoencoderKLLTXVideo),
-}
-
-
-def resolve(source: str | Path, part: str = "*") -> Path:
-    """The local directory of a model: itself, or a download of what has this id on the hub.
-
-    The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold.
-
-    Args:
-        source: the directory or the id.
-        part: subdirectory whose weights are needed, such as "transformer"; by default all.
-
-    Raises:
-        NovaError: there is no such directory, or the id cannot be downloaded.
-    """
-    directory = Path(source)
-    if directory.is_dir():
-        return directory
-    name = str(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise NovaError(f"{name} is not a directory, and not an id on the hub (OWNER/NAME)")
-    files = ["*.json", "*/*.json", "tokenizer/*"]
-    try:
-        found = Path(snapshot_download(name, allow_patterns=[*files, f"{part}/*.safetensors"]))
-        if not any(found.glob("transformer/*.safetensors")):
-            found = Path(snapshot_download(name, allow_patterns=[*files, f"{part}/*.bin"]))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NovaError(
-            f"{name} is neither a directory nor in the hub's cache, and cannot be downloaded "
-            f"({reason}). Where there is a network, run: hf download {name} --local-dir DIR; "
-            "then give DIR"
-        ) from error
-    return found
+    names = {kind: name for name, kind in _SCHEDULERS.items()}
+    return {"_class_name": names[type(schedule)], **values}
 
 
 def read_model_config(directory: Path) -> NovaConfig:
@@ -269,16 +218,12 @@ def load_autoencoder(
         NovaError: naming what is missing, unknown, damaged or of another shape.
     """
     directory = Path(directory)
-    released = read_json(directory / "config.json")
-    name = str(released.get("_class_name")).split(".")[-1]
-    if name not in _AUTOENCODERS:
-        known = ", ".join(_AUTOENCODERS)
-        raise NovaError(f"{directory}/config.json: unknown autoencoder {name!r}; known: {known}")
-    config_type, network_type = _AUTOENCODERS[name]
-    config = _config(config_type, released, directory / "config.json")
-    network = _abstract(
-        lambda: network_type(config, dtype=dtype, rngs=nnx.Rngs(0)), directory / "config.json"
-    )
+    path = directory / "config.json"
+    released = read_json(path)
+    kind = _registered(AUTOENCODERS, released, "_class_name", path)
+    with _named(path):
+        config = from_dict(kind.config, released, ignore_unknown=True)
+    network = _abstract(lambda: kind.network(config, dtype=dtype, rngs=nnx.Rngs(0)), path)
     variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(network))}
     tensors = open_tensors(directory, [WEIGHTS])
     rules.fill(
@@ -298,8 +243,8 @@ def load_autoencoder(
 
 def load_text_encoder(
     directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
-) -> PhiTextEncoder:
-    """Loads ``text_encoder/`` (Phi) and ``tokenizer/`` of a directory in the released layout.
+) -> TextEncoder:
+    """Loads ``text_encoder/`` and ``tokenizer/`` of a directory in the released layout.
 
     Args:
         directory: the model's.
@@ -310,41 +255,42 @@ def load_text_encoder(
         NovaError: naming what is missing, unknown, damaged or of another shape.
     """
     directory = Path(directory)
-    model = load_phi(directory / "text_encoder", dtype=dtype, mesh=mesh)
-    return PhiTextEncoder(model, PhiTextEncoder.read_tokenizer(directory / "tokenizer"))
+    path = directory / "text_encoder" / "config.json"
+    kind = _registered(LANGUAGE_MODELS, read_json(path), "model_type", path)
+    network = load_language_model(path.parent, dtype=dtype, mesh=mesh)
+    return kind.load(network, directory / "tokenizer")
 
 
-def load_phi(
+def load_language_model(
     directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
-) -> Phi:
-    """Loads a Phi model in transformers' layout; see `load_text_encoder`."""
+) -> Any:
+    """Loads the network of a text encoder, in transformers' layout; see `load_text_encoder`."""
     directory = Path(directory)
-    config = PhiConfig.from_released(read_json(directory / "config.json"))
-    model = _abstract(lambda: Phi(config, dtype=dtype, rngs=nnx.Rngs(0)), directory / "config.json")
+    path = directory / "config.json"
+    released = read_json(path)
+    kind = _registered(LANGUAGE_MODELS, released, "model_type", path)
+    # Newer versions of transformers keep what concerns positions in a section of its own.
+    positions = released.get("rope_parameters") or {}
+    with _named(path):
+        config = from_dict(kind.config, {**released, **positions}, ignore_unknown=True)
+    network = _abstract(lambda: kind.network(config, dtype=dtype, rngs=nnx.Rngs(0)), path)
+    table, aliases = rules.TEXT_ENCODERS[released["model_type"]]
     rules.fill(
-        model,
-        rules.phi_table(config.num_hidden_layers),
+        network,
+        table(config.num_hidden_layers),
         open_tensors(directory, TEXT_WEIGHTS),
-        aliases=rules.PHI_ALIASES,
-        shardings=None if mesh is None else parameter_shardings(model, mesh),
+        aliases=aliases,
+        shardings=None if mesh is None else parameter_shardings(network, mesh),
     )
-    return model
+    return network
 
 
-def _config(kind: Callable[..., Any], released: Mapping[str, Any], path: Path) -> Any:
-    """The fields of a config dataclass out of a config.json, which holds more."""
-    if released.get("act_fn", "silu") not in ("silu", "swish"):
-        raise NovaError(f"{path}: act_fn is {released['act_fn']!r}; only 'silu' is known")
-    fields = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in released.items()
-        if name in fields
-    }
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise NovaError(f"{path} is incomplete: {error}") from None
+def _registered(table: Mapping[str, R], released: Mapping[str, Any], key: str, path: Path) -> R:
+    """What a registry has under the name in a config.json, of which the last part counts."""
+    name = str(released.get(key)).split(".")[-1]
+    if name not in table:
+        raise NovaError(f"{path}: unknown {key} {name!r}; known: {', '.join(table)}")
+    return table[name]
 
 
 def _abstract(make: Callable[[], Any], path: Path) -> Any:

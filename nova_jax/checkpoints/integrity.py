@@ -21,8 +21,6 @@ from nova_jax.errors import NovaError
 from nova_jax.files import crc32, write_whole
 
 FORMAT = {"format": "nova_jax", "version": 1}
-
-
 CONFIG, CHECKSUMS = "config.json", "checksums.json"
 PARAMS, CHECKPOINTS = "params", "checkpoints"  # of a model directory, of a work directory
 
@@ -31,16 +29,9 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads ``directory/config.json``.
 
     Raises:
-        NovaError: if it is missing, damaged, or of something else.
+        NovaError: if it is damaged, or of something else.
     """
-    directory = Path(directory)
-    file = directory / CONFIG
-    if not file.is_file():
-        problem = "has no config.json" if directory.is_dir() else "is not a directory"
-        raise NovaError(
-            f"checkpoint {directory} {problem}; "
-            "give a model directory or the --workdir of a training run"
-        )
+    file = Path(directory) / CONFIG
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
@@ -112,24 +103,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return path if path.is_absolute() else path.absolute()
 
 
-def check_space(directory: Path, arrays: Any) -> None:
-    """A full disk is best found before Orbax's threads find it, each with a traceback."""
-    if "://" in str(directory):
-        return
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if (free := shutil.disk_usage(directory).free) < needed:
-        raise NovaError(
-            f"{directory}: no space left on device for a checkpoint of {needed >> 20} MiB "
-            f"({free >> 20} MiB free); free some and run the same command again"
-        )
-
-
 @contextmanager
 def config_errors(directory: Path) -> Iterator[None]:
     """Says which file a part of the config that makes no sense is in."""
     try:
         yield
-    except (NovaError, KeyError, TypeError) as error:
+    except NovaError as error:
+        raise NovaError(f"{directory / CONFIG}: {error}") from error
+    except (KeyError, TypeError) as error:
         raise NovaError(f"{directory / CONFIG}: {error}; restore it from a copy") from error
 
 
@@ -145,13 +126,30 @@ def damage(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk into a user's error; Orbax and TensorStore report it in many ways."""
+def writing(place: Path, arrays: Any = ()) -> Iterator[None]:
+    """Turns a full disk into a user's error, where possible before anything is written.
+
+    Orbax's threads would each find it with a traceback, and TensorStore reports it in many ways.
+
+    Args:
+        place: where is written to, itself or below.
+        arrays: what is written, as far as it is known.
+
+    Raises:
+        NovaError: the disk is full, or `arrays` have no room on it.
+    """
+    remedy = "free some and run the same command again"
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if needed and "://" not in str(place):
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if (free := shutil.disk_usage(there).free) < needed:
+            raise NovaError(
+                f"{place}: no space left on device for a checkpoint of {needed >> 20} MiB "
+                f"({free >> 20} MiB free); {remedy}"
+            )
     try:
         yield
     except Exception as error:
         if os.strerror(errno.ENOSPC) not in str(error) and "ENOSPC" not in str(error):
             raise
-        raise NovaError(
-            f"{path}: no space left on device; free some and run the same command again"
-        ) from error
+        raise NovaError(f"{place}: no space left on device; {remedy}") from error

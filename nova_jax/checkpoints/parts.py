@@ -4,80 +4,75 @@
     {"type": "hashed_words", "dim": 128}
     {"type": "released", "source": "BAAI/nova-d48w1024-osp480"}
 
-A released part is read from a directory in the released layout, or an id on the Hugging Face hub;
-a source that starts with ``./`` lies in the directory of the config itself.
+The types are those of `nova_jax.autoencoders.registry` and `nova_jax.text.registry`, which are
+nothing but their settings, and "released": read from a directory in the released layout, or an id
+on the Hugging Face hub. A source that starts with ``./`` lies in the directory of the config.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from nova_jax.autoencoders.interface import Settings, VideoCodec
-from nova_jax.autoencoders.pixels import PixelCodec
-from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder, resolve
-from nova_jax.errors import NovaError
-from nova_jax.text.hashed_words import HashedTextEncoder
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.registry import CODECS
+from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
+from nova_jax.checkpoints.hub import locate
+from nova_jax.config import from_dict
 from nova_jax.text.interface import TextEncoder
-
-RELEASED = "released"
-CODECS: dict[str, type[Settings]] = {PixelCodec.TYPE: PixelCodec}
-TEXT_ENCODERS: dict[str, type[Settings]] = {HashedTextEncoder.TYPE: HashedTextEncoder}
+from nova_jax.text.registry import TEXT_ENCODERS
 
 
-def codec_from_dict(settings: Mapping[str, Any], base: Path | None = None) -> VideoCodec:
+@dataclasses.dataclass(frozen=True)
+class ReleasedPart:
+    """A part of a released model.
+
+    Attributes:
+        source: the model's directory, or its id on the hub.
+    """
+
+    type: ClassVar[str] = "released"
+    source: str
+
+    def directory(self, base: Path | None) -> str:
+        """The source, where a config in the directory `base` means it."""
+        here = self.source.startswith("./")
+        return str(base / self.source) if base is not None and here else self.source
+
+
+def codec_from_dict(
+    settings: Mapping[str, Any], base: Path | None = None, **options: Any
+) -> VideoCodec:
     """Builds or loads a codec.
 
     Args:
-      settings: what a config says of it.
-      base: directory of the config, for sources that start with ``./``.
+        settings: what a config says of it.
+        base: directory of the config, for sources that start with ``./``.
+        **options: type and mesh of released parts, see `diffusers.load_autoencoder`.
 
     Raises:
-      NovaError: no such type, a setting it does not know, or a source that cannot be read.
+        NovaError: no such type, a setting it does not know, or a source that cannot be read.
     """
+    kinds: dict[str, type[Any]] = {**CODECS, ReleasedPart.type: ReleasedPart}
+    part = from_dict(kinds, settings, "codec")
+    if not isinstance(part, ReleasedPart):
+        return part
+    return load_autoencoder(Path(locate(part.directory(base), "vae")) / "vae", **options)
 
-    def load(directory: Path) -> VideoCodec:
-        return load_autoencoder(directory / "vae")
 
-    return _build("codec", CODECS, load, settings, base)
-
-
-def text_encoder_from_dict(settings: Mapping[str, Any], base: Path | None = None) -> TextEncoder:
+def text_encoder_from_dict(
+    settings: Mapping[str, Any], base: Path | None = None, **options: Any
+) -> TextEncoder:
     """Builds or loads a text encoder; see `codec_from_dict`."""
-    return _build("text encoder", TEXT_ENCODERS, load_text_encoder, settings, base)
+    kinds: dict[str, type[Any]] = {**TEXT_ENCODERS, ReleasedPart.type: ReleasedPart}
+    part = from_dict(kinds, settings, "text_encoder")
+    if not isinstance(part, ReleasedPart):
+        return part
+    return load_text_encoder(Path(locate(part.directory(base), "text_encoder")), **options)
 
 
 def released_source(settings: Mapping[str, Any], base: Path | None = None) -> str | None:
     """Where a released part comes from: a directory or an id; None for other parts."""
-    if settings.get("type") != RELEASED:
+    if settings.get("type") != ReleasedPart.type:
         return None
-    source = str(settings["source"])
-    return str(base / source) if base is not None and source.startswith("./") else source
-
-
-def _build(
-    kind: str,
-    types: Mapping[str, Any],
-    load: Callable[[Path], Any],
-    settings: Mapping[str, Any],
-    base: Path | None,
-) -> Any:
-    rest = dict(settings)
-    name = rest.pop("type", None)
-    if name == RELEASED:
-        known = ["source"]
-    elif name in types:
-        known = [field.name for field in dataclasses.fields(types[name])]
-    else:
-        choices = ", ".join([*types, RELEASED])
-        raise NovaError(f"unknown {kind} type {name!r}; choose one of {choices}")
-    for key in rest:
-        if key not in known:
-            raise NovaError(
-                f"unknown setting {key!r} of {kind} {name!r}; it takes {', '.join(known)}"
-            )
-    if name != RELEASED:
-        return types[name].from_dict(rest)
-    if not isinstance(rest.get("source"), str):
-        raise NovaError(f"a released {kind} needs a source: a directory or an id on the hub")
-    return load(resolve(released_source(settings, base) or ""))
+    return from_dict({ReleasedPart.type: ReleasedPart}, settings, "codec").directory(base)

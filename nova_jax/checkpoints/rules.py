@@ -14,7 +14,7 @@ to one of ours. Tensors are transposed as their layout says:
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -206,6 +206,12 @@ def phi_table(depth: int) -> list[Entry]:
         for source, target, layout in _PHI_BLOCK:
             entries += _tensors(f"layers.{i}.{source}", f"blocks.block.{target}", layout, i)
     return entries
+
+
+#: Of a text encoder by its ``model_type``: the table for a depth, and other spellings.
+TEXT_ENCODERS: dict[str, tuple[Callable[[int], list[Entry]], Sequence[Alias]]] = {
+    "phi": (phi_table, PHI_ALIASES)
+}
 
 
 def autoencoder_table(variables: Mapping[Path, Any]) -> list[Entry]:

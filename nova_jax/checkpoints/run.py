@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -26,18 +26,20 @@ from nova_jax.checkpoints.integrity import (
     CONFIG,
     FORMAT,
     absolute,
-    check_space,
     damage,
     read_config,
-    storage_errors,
     verify_checksums,
     write_checksums,
     write_config,
+    writing,
 )
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
 
 logger = logging.getLogger(__name__)
+
+#: Which of a run's checkpoints: "latest", "best" by evaluation loss, or that of a number of steps.
+Step = str | int
 
 
 class Position(Protocol):
@@ -76,7 +78,7 @@ class RunCheckpoints:
             cleanup_tmp_directories=True,
         )
         multihost.on_first(self._check_losses)
-        with storage_errors(self.directory):
+        with writing(self.directory):
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
@@ -97,8 +99,7 @@ class RunCheckpoints:
         if step in self._manager.all_steps():
             return
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        check_space(self.directory, trees)
-        with storage_errors(self.directory):
+        with writing(self.directory, trees):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(data=ocp.args.JsonSave(data.get_state()), **items),
@@ -191,12 +192,12 @@ class RunCheckpoints:
         Raises:
             NovaError: if a write failed for want of space.
         """
-        with storage_errors(self.directory):
+        with writing(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases Orbax's threads."""
-        with storage_errors(self.directory):
+        with writing(self.directory):
             self._manager.close()
 
     def __enter__(self) -> Self:
@@ -250,7 +251,7 @@ def claim_workdir(
             )
     elif (workdir / CHECKPOINTS).exists():
         raise NovaError(f"{workdir} has checkpoints but no {CONFIG}; choose another --workdir")
-    with storage_errors(workdir):
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(workdir, config)
 
@@ -271,22 +272,30 @@ def _set_aside(checkpoint: Path, damage: NovaError) -> None:
     logger.warning("%s; set aside as %s, going on from the one before", damage, place)
 
 
-def choose_checkpoint(workdir: Path, checkpoint: Literal["latest", "best"] | int) -> Path:
-    """The directory of one of a run's checkpoints; see `nova_jax.checkpoints.model.load_model`."""
+def choose_checkpoint(workdir: Path, step: Step) -> Path:
+    """The directory of one of a run's checkpoints.
+
+    Args:
+        workdir: the run's.
+        step: which one, see `Step`.
+
+    Raises:
+        NovaError: there is no such checkpoint.
+    """
     steps = _steps(workdir / CHECKPOINTS)
     if not steps:
         raise NovaError(f"{workdir} has no checkpoint yet; let the training run write one")
-    if checkpoint == "latest":
+    if step == "latest":
         return steps[-1]
-    if checkpoint == "best":
-        losses = [(_validation_loss(step), step) for step in steps]
-        validated = [(loss, step) for loss, step in losses if loss is not None]
+    if step == "best":
+        losses = [(_validation_loss(path), path) for path in steps]
+        validated = [(loss, path) for loss, path in losses if loss is not None]
         if not validated:
             raise NovaError(f"{workdir} has no validated checkpoint; use the latest")
         return min(validated)[1]
-    if (chosen := workdir / CHECKPOINTS / str(checkpoint)) not in steps:
-        kept = ", ".join(step.name for step in steps)
-        raise NovaError(f"{workdir} has no checkpoint of step {checkpoint}; there are {kept}")
+    if (chosen := workdir / CHECKPOINTS / str(step)) not in steps:
+        kept = ", ".join(path.name for path in steps)
+        raise NovaError(f"{workdir} has no checkpoint of step {step}; there are {kept}")
     return chosen
 
 

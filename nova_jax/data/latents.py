@@ -353,8 +353,7 @@ class LatentsDataset:
             return False
         if self.config.sizes == "model":
             return tuple(size) == self.model.latent_size
-        patch = self.model.patch_size
-        return all(side % patch == 0 and side >= 2 * patch for side in size)
+        return self.model.fits(tuple(size))
 
     def _pool(self, shape: Shape, *, held_out: bool) -> Pool:
         """Records of this shape; those kept for evaluation, or all others."""

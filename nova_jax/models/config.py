@@ -3,10 +3,10 @@
 import dataclasses
 import math
 import re
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nova_jax.config import from_dict, to_plain
 from nova_jax.errors import NovaError
 
 # Attention heads of the released widths; every other width uses heads of 32 channels.
@@ -80,12 +80,11 @@ class NovaConfig:
     rotary: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        h, w = self.latent_size
         for name in ("latent_channels", "patch_size", "frames"):
             if getattr(self, name) < 1:
                 raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if h % self.patch_size or w % self.patch_size or min(h, w) < 2 * self.patch_size:
+        if not self.fits(self.latent_size):
+            h, w = self.latent_size
             raise NovaError(
                 f"latent_size {h}x{w} is not divisible by patch_size {self.patch_size}, or less "
                 "than twice that, the temporal encoder's patch; change one of them"
@@ -121,23 +120,16 @@ class NovaConfig:
         Raises:
             NovaError: on an unknown or missing key, a wrong type or an impossible size.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        if unknown := sorted(set(values) - names):
-            raise NovaError(
-                f"unknown model option {unknown[0]!r}; known: {', '.join(sorted(names))}"
-            )
-        if missing := sorted(required - set(values)):
-            raise NovaError(f"model option {missing[0]!r} is missing")
-        options: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**options)
+        return from_dict(cls, values, "model")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that ``from_dict`` reads back, ready for JSON."""
-        values = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return to_plain(self)
+
+    def fits(self, latent_size: tuple[int, ...]) -> bool:
+        """Whether tokens of both transformers fit a frame of this size: two patches a side."""
+        patch = self.patch_size
+        return all(side % patch == 0 and side >= 2 * patch for side in latent_size)
 
     @property
     def temporal_encoder_size(self) -> StageSize:
@@ -198,16 +190,3 @@ class NovaConfig:
     def is_video(self) -> bool:
         """Whether the model has motion tokens and was meant for more than one frame."""
         return self.frames > 1
-
-
-def _check_types(config: NovaConfig) -> None:
-    """Raises NovaError where a field's value is not of its declared type."""
-    for name, hint in typing.get_type_hints(NovaConfig).items():
-        value = getattr(config, name)
-        if hint == tuple[int, int]:
-            good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
-        else:
-            good = type(value) in (typing.get_args(hint) or (hint,))
-        if not good:
-            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
-            raise NovaError(f"model option {name!r} is {value!r}; it must be {wanted}")

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints import diffusers, rules
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.distributed.mesh import MeshLayout, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -95,7 +96,10 @@ def check_live(source: Path, dtype: str = "float32") -> tuple[list[Row], list[st
     """Compares a model with the PyTorch release, module by module and as a whole."""
     from nova_jax.parity.live import record  # imports torch
 
-    directory = diffusers.resolve(source)
+    checkpoint = open_checkpoint(source)
+    if checkpoint.kind != "released":
+        raise NovaError(f"{source} is not in the released layout; convert it first")
+    directory = Path(checkpoint.directory)
     arguments, recorded = record(directory)
     pipeline = NovaPipeline.from_pretrained(directory, dtype=dtype)
     computed = run_pipeline(pipeline, "live", arguments, recorded, first=True)
@@ -128,7 +132,7 @@ def run_autoencoder(directory: Path, recorded: Arrays, dtype: str) -> Arrays:
 
 def run_phi(directory: Path, recorded: Arrays, dtype: str) -> Arrays:
     """Encodes the recorded tokens."""
-    model = diffusers.load_phi(directory, dtype=dtype)
+    model = diffusers.load_language_model(directory, dtype=dtype)
     tokens = jnp.asarray(recorded["in.input_ids"], jnp.int32)
     states = nnx.jit(lambda model: model(tokens).astype(jnp.float32))(model)
     return {"last_hidden_state": np.asarray(states)}

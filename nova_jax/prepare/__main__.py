@@ -17,7 +17,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from nova_jax import cli
-from nova_jax.checkpoints.diffusers import load_autoencoder, resolve
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
 from nova_jax.data.fingerprints import probe_codec, same_probe
 from nova_jax.data.records import read_metadata
@@ -44,7 +44,10 @@ INPUT = flags.DEFINE_string(
     "codewithgpu:DIR; tfds://NAME.",
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Released model whose autoencoder and text encoder are used."
+    "checkpoint",
+    None,
+    "Model whose autoencoder and text encoder are used: directory of a released model or its id on "
+    "the Hugging Face hub, model directory, or --workdir of a training run.",
 )
 OUT = flags.DEFINE_string("out", None, "Where the records go; a stopped run goes on there.")
 CONFIG = config_flags.DEFINE_config_file(
@@ -111,7 +114,8 @@ def inspect(directory: Path, checkpoint: str | None) -> None:
     codec = None
     if encoding is not None:
         try:
-            codec = load_autoencoder(resolve(checkpoint or encoding.source) / "vae")
+            named = checkpoint or encoding.source
+            codec = open_checkpoint(named, part="vae").load_autoencoder()
         except NovaError as error:
             if checkpoint:
                 raise

@@ -10,10 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from nova_jax.autoencoders.codec import AutoencoderCodec
-from nova_jax.autoencoders.interface import Array
+from nova_jax.autoencoders.interface import Array, VideoCodec
 from nova_jax.autoencoders.pixels import to_float
-from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder, resolve
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.data import fingerprints
 from nova_jax.data.records import Bucket, Encoding
 from nova_jax.errors import NovaError
@@ -33,7 +32,7 @@ class Encoders:
     """
 
     def __init__(
-        self, codec: AutoencoderCodec, text_encoder: TextEncoder, *, source: str, text_length: int
+        self, codec: VideoCodec, text_encoder: TextEncoder, *, source: str, text_length: int
     ) -> None:
         self._codec, self._text_encoder = codec, text_encoder
         devices = jax.local_devices()
@@ -109,17 +108,20 @@ class Encoders:
 
 
 def load_encoders(source: str, *, text_length: int, dtype: DTypeLike = jnp.float32) -> Encoders:
-    """The frozen parts of a released model.
+    """The frozen parts of a model.
 
     Args:
-      source: its directory, or its id on the Hugging Face hub.
+      source: a checkpoint of any kind, see `nova_jax.checkpoints.open`.
       text_length: rows that features are cut at.
       dtype: type of the parameters and of the computation.
+
+    Raises:
+      NovaError: it cannot be opened, or was trained on latents and names no frozen parts.
     """
-    directory = resolve(source)
-    return Encoders(
-        load_autoencoder(directory / "vae", dtype=dtype),
-        load_text_encoder(directory, dtype=dtype),
-        source=source,
-        text_length=text_length,
-    )
+    checkpoint = open_checkpoint(source)
+    codec = checkpoint.load_autoencoder(dtype=dtype)
+    text_encoder = checkpoint.load_text_encoder(dtype=dtype)
+    if codec is None or text_encoder is None:
+        missing = "autoencoder" if codec is None else "text encoder"
+        raise NovaError(f"{source} has no {missing}; give a model that has")
+    return Encoders(codec, text_encoder, source=source, text_length=text_length)

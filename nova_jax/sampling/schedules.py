@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from nova_jax.config import from_dict
 from nova_jax.errors import NovaError
 
 _f32 = np.float32
@@ -113,10 +114,6 @@ class FlowMatchingSchedule:
         move = np.append(sigma[1:], _f32(0)) - sigma
         ones, zeros = np.ones(count, _f32), np.zeros(count, _f32)
         return SamplingSteps(sigma * total, ones, move.astype(_f32), zeros)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `schedule_from_dict` reads back."""
-        return {"type": self.type, **dataclasses.asdict(self)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,13 +219,11 @@ class DDPMSchedule:
             np.where(timesteps > 0, np.sqrt(variance), 0).astype(_f32),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `schedule_from_dict` reads back."""
-        return {"type": self.type, **dataclasses.asdict(self)}
-
 
 Schedule = FlowMatchingSchedule | DDPMSchedule
-_SCHEDULES: dict[str, type] = {cls.type: cls for cls in (FlowMatchingSchedule, DDPMSchedule)}
+_SCHEDULES: dict[str, type[Schedule]] = {
+    cls.type: cls for cls in (FlowMatchingSchedule, DDPMSchedule)
+}
 
 
 def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
@@ -237,16 +232,7 @@ def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
     Raises:
         NovaError: on an unknown type or option.
     """
-    options = dict(values)
-    name = options.pop("type", None)
-    if name not in _SCHEDULES:
-        raise NovaError(f"unknown schedule type {name!r}; known: {', '.join(_SCHEDULES)}")
-    known = {field.name for field in dataclasses.fields(_SCHEDULES[name])}
-    if unknown := sorted(set(options) - known):
-        raise NovaError(
-            f"unknown option {unknown[0]!r} of schedule {name!r}; known: {sorted(known)}"
-        )
-    return _SCHEDULES[name](**options)
+    return from_dict(_SCHEDULES, values, "schedule")
 
 
 def _shift(sigma: np.ndarray, shift: float) -> np.ndarray:

@@ -18,14 +18,16 @@ import functools
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt16
 
-from nova_jax.autoencoders.interface import Array
 from nova_jax.errors import NovaError
+from nova_jax.text.interface import Array, Tokens
 
 POSITION_SHARE = 0.2
 
@@ -60,12 +62,10 @@ def position_vectors(length: int, dim: int) -> np.ndarray:
 class HashedTextEncoder:
     """Hashed words plus positions; see the top of the file. `dim` is even."""
 
-    TYPE: ClassVar[str] = "hashed_words"
+    type: ClassVar[str] = "hashed_words"
     dim: int = 128
 
     def __post_init__(self) -> None:
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
-            raise NovaError(f"text encoder: dim must be an integer, not {self.dim!r}")
         if self.dim < 2 or self.dim % 2:
             raise NovaError(f"text encoder: dim must be even and positive, not {self.dim}")
 
@@ -89,11 +89,17 @@ class HashedTextEncoder:
         places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
         return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready settings."""
-        return {"type": self.TYPE, **dataclasses.asdict(self)}
+    @property
+    def network(self) -> None:
+        """There are no parameters."""
 
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, given without "type"."""
-        return cls(**settings)
+    @property
+    def tokens(self) -> Tokens:
+        """The 16-bit words of the digest of each word."""
+        return Tokens(self.type, "uint16", (self.dim,))
+
+    def features(
+        self, network: Any, tokens: UInt16[jax.Array, "b L d"]
+    ) -> Float[jax.Array, "b L d"]:
+        """Vectors of the words, with positions."""
+        return jnp.asarray(self.placed(vectors(tokens)))

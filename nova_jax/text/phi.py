@@ -7,8 +7,7 @@ Dimensions: B prompts, L tokens, D width, K heads, H head channels.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,47 +23,36 @@ from nova_jax.models.layers import BlockStack, LayerNorm, linear
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhiConfig:
-    """What ``text_encoder/config.json`` says, by its names there."""
+    """What ``text_encoder/config.json`` says, by its names there.
 
+    Fields of a single possible value are what Phi-2 does not have otherwise.
+    """
+
+    model_type: Literal["phi"] = "phi"
+    hidden_act: Literal["gelu_new"] = "gelu_new"
+    qk_layernorm: Literal[False] = False
     vocab_size: int
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
     num_attention_heads: int
+    num_key_value_heads: int | None = None
     partial_rotary_factor: float = 0.5
     rope_theta: float = 10000.0
     layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        if self.num_key_value_heads not in (None, heads):
+            raise NovaError(
+                f"num_key_value_heads is {self.num_key_value_heads}; only {heads}, as many as "
+                "num_attention_heads, is known"
+            )
 
     @property
     def head_dim(self) -> int:
         """H."""
         return self.hidden_size // self.num_attention_heads
-
-    @classmethod
-    def from_released(cls, released: Mapping[str, Any]) -> "PhiConfig":
-        """Reads a config.json of transformers.
-
-        Raises:
-            NovaError: a size is missing, or the file asks for what Phi-2 does not have.
-        """
-        # Newer versions of transformers keep what concerns positions in a section of its own.
-        values = {**released, **(released.get("rope_parameters") or {})}
-        fixed = {
-            "model_type": "phi",
-            "hidden_act": "gelu_new",
-            "qk_layernorm": False,
-            "num_key_value_heads": values.get("num_attention_heads"),
-        }
-        for key, only in fixed.items():
-            if values.get(key) not in (None, only):
-                raise NovaError(
-                    f"text_encoder/config.json: {key} is {values[key]!r}; only {only!r} is known"
-                )
-        names = [field.name for field in dataclasses.fields(cls)]
-        try:
-            return cls(**{name: values[name] for name in names if name in values})
-        except TypeError as error:
-            raise NovaError(f"text_encoder/config.json is incomplete: {error}") from None
 
 
 def rotate(x: Float[Array, "b l k h"], config: PhiConfig) -> Float[Array, "b l k h"]:

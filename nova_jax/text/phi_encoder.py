@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from nova_jax.errors import NovaError
+from nova_jax.text.interface import Tokens
 from nova_jax.text.phi import Phi
 
 
@@ -33,9 +34,9 @@ class PhiTextEncoder:
         self.tokenizer, self.batch_size, self._config = tokenizer, batch_size, model.config
         self._graph, self._state = nnx.split(model)
 
-    @staticmethod
-    def read_tokenizer(directory: Path) -> Any:
-        """Reads ``tokenizer/`` without running code of its own.
+    @classmethod
+    def load(cls, model: Phi, directory: Path) -> PhiTextEncoder:
+        """Adds the tokenizer in a directory to the model, without running code of its own.
 
         Raises:
             NovaError: it is missing or damaged.
@@ -45,12 +46,13 @@ class PhiTextEncoder:
         if not directory.is_dir():
             raise NovaError(f"{directory} is missing; is this a model in the released layout?")
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # transformers has no one exception for it
             reason = str(error).strip().splitlines()[0]
             raise NovaError(f"{directory} is no tokenizer ({reason}); fetch it again") from error
+        return cls(model, tokenizer)
 
     @property
     def network(self) -> Phi:
@@ -61,6 +63,15 @@ class PhiTextEncoder:
     def dim(self) -> int:
         """d."""
         return self._config.hidden_size
+
+    @property
+    def tokens(self) -> Tokens:
+        """Ids of the tokenizer."""
+        return Tokens("tokenizer", "int32", tokenizer=self.tokenizer.backend_tokenizer.to_str())
+
+    def features(self, network: Phi, tokens: Int[jax.Array, "b L"]) -> Float[jax.Array, "b L d"]:
+        """The last hidden states."""
+        return network(tokens).astype(jnp.float32)
 
     def encode(
         self, prompts: Sequence[str], length: int

@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
-from typing import Literal
 
 import jax
 from flax import nnx
 
-from nova_jax.checkpoints import diffusers
-from nova_jax.checkpoints import model as native
+from nova_jax.checkpoints.open import Weights, open_checkpoint
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -51,7 +48,7 @@ class InitConfig:
     """
 
     checkpoint: str
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Weights = "ema"
     fresh: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -95,13 +92,8 @@ def load_initial(init: InitConfig, config: NovaConfig, mesh: MeshLayout) -> Init
         NovaError: there is no such checkpoint, it is damaged, or its model differs, by the names of
             the fields.
     """
-    directory = Path(init.checkpoint)
-    released = not (directory / "config.json").is_file()
-    if released:
-        directory = diffusers.resolve(init.checkpoint, "transformer")
-        given = diffusers.read_model_config(directory)
-    else:
-        given = native.read_model_config(directory)
+    checkpoint = open_checkpoint(init.checkpoint, weights=init.weights, part="transformer")
+    given = checkpoint.model_config()
     fresh = init.fresh
     if config.is_video and not given.is_video:
         fresh += _LACKED_BY_IMAGE_MODELS
@@ -112,11 +104,7 @@ def load_initial(init: InitConfig, config: NovaConfig, mesh: MeshLayout) -> Init
         if not any(re.match(pattern, name) for name in names):
             raise NovaError(f"init.fresh: {pattern!r} matches no parameter, e.g. {names[0]}")
 
-    if released:
-        model, schedule = diffusers.load_transformer(directory, mesh=mesh)
-    else:
-        loaded = native.load_trained(directory, which=init.weights, mesh=mesh)
-        model, schedule = loaded.model, loaded.schedule
+    model, schedule = checkpoint.load_transformer(mesh=mesh)
     flat = nnx.to_flat_state(nnx.state(model))
     values = {".".join(map(str, path)): variable.get_value() for path, variable in flat}
     drawn = tuple(name for name in names if any(re.match(pattern, name) for pattern in fresh))

@@ -8,7 +8,7 @@ from flax import nnx
 
 from nova_jax.autoencoders import convolution
 from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
-from nova_jax.checkpoints.diffusers import load_autoencoder, load_phi
+from nova_jax.checkpoints.diffusers import load_autoencoder, load_language_model
 
 SMALL = {"norm_num_groups": 4, "latent_channels": 3}
 LTX = {
@@ -147,7 +147,7 @@ def test_phi(tmp_path):
     )
     theirs = randomize(transformers.PhiForCausalLM(config))
     theirs.save_pretrained(tmp_path)
-    ours = load_phi(tmp_path)
+    ours = load_language_model(tmp_path)
     tokens = np.random.default_rng(0).integers(0, 50, (2, 13))
     with torch.no_grad(), jax.default_matmul_precision("highest"):
         expected = theirs.model(torch.as_tensor(tokens)).last_hidden_state

@@ -6,6 +6,7 @@ import pytest
 
 from nova_jax.autoencoders.pixels import PixelCodec, to_float, to_uint8
 from nova_jax.checkpoints.parts import codec_from_dict
+from nova_jax.config import to_plain
 from nova_jax.digits.clips import DigitsConfig, DigitsSource
 from nova_jax.errors import NovaError
 
@@ -51,7 +52,7 @@ def test_digits_have_zero_mean_and_unit_variance():
 
 def test_it_comes_back_from_its_settings():
     codec = PixelCodec(shift=0.25, scale=2.0)
-    assert codec_from_dict(codec.to_dict()) == codec
+    assert codec_from_dict(to_plain(codec)) == codec
     assert codec.latent_frames(5) == codec.pixel_frames(5) == 5
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from nova_jax.checkpoints import diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
-from nova_jax.checkpoints.model import load_model
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
@@ -99,9 +99,9 @@ def test_a_training_run_is_given_back_complete(tmp_path):
     loop.train(config, tmp_path / "run")
     states = {}
     for which in ("ema", "raw"):
-        native_to_released(str(tmp_path / "run"), tmp_path / which, which=which)
+        native_to_released(str(tmp_path / "run"), tmp_path / which, weights=which)
         states[which] = nnx.state(diffusers.load_transformer(tmp_path / which)[0])
-        trained = nnx.state(load_model(tmp_path / "run", which=which).model)
+        trained = nnx.state(open_checkpoint(tmp_path / "run", weights=which).load_transformer()[0])
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), states[which], trained))
         others = [path for path in files(source) if path.split("/")[0] != "transformer"]
         assert {p: files(tmp_path / which)[p] for p in others} == {
@@ -173,11 +173,3 @@ def test_parameters_go_to_their_shards_and_types():
     whole, _ = diffusers.load_transformer(RELEASED)
     for ours, theirs in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, whole)), strict=True):
         np.testing.assert_array_equal(np.float32(ours), np.asarray(theirs.astype("bfloat16"), "f4"))
-
-
-def test_what_is_neither_here_nor_on_the_hub_is_named(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(NovaError, match="not a directory, and not an id"):
-        diffusers.resolve("/no/such/place")
-    with pytest.raises(NovaError, match="hf download nobody/nothing-at-all --local-dir"):
-        diffusers.resolve("nobody/nothing-at-all")

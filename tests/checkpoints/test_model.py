@@ -13,8 +13,9 @@ import small
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from nova_jax.checkpoints import model
-from nova_jax.checkpoints.model import load_model, save_model
+from nova_jax.checkpoints import run
+from nova_jax.checkpoints.model import save_model
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -54,17 +55,19 @@ def copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
-def values(loaded):
-    return flatten_dict(nnx.to_pure_dict(nnx.state(loaded.model)), sep=".")
+def load(directory, **options):
+    """A checkpoint, and its variables by dotted path."""
+    checkpoint = open_checkpoint(directory, **options)
+    model, _ = checkpoint.load_transformer()
+    return checkpoint, flatten_dict(nnx.to_pure_dict(nnx.state(model)), sep=".")
 
 
 def test_a_model_comes_back_to_the_bit(saved, variables):
-    loaded = load_model(saved)
-    assert loaded.step == 7
-    assert loaded.model.config == MODEL
-    assert loaded.text_encoder.dim == 16
-    assert "optimizer" not in loaded.config
-    found = values(loaded)
+    checkpoint, found = load(saved)
+    assert checkpoint.step == 7
+    assert checkpoint.model_config() == MODEL
+    assert checkpoint.load_text_encoder().dim == 16
+    assert "optimizer" not in checkpoint.config
     assert found.keys() == variables.keys()
     for name, value in variables.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -79,14 +82,14 @@ def test_a_model_stored_in_half_precision_is_half_as_large_and_float32_again(
         for directory in (saved, tmp_path / "half")
     ]
     assert sizes[1] < 0.6 * sizes[0]
-    for name, value in values(load_model(tmp_path / "half")).items():
+    for name, value in load(tmp_path / "half")[1].items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, variables[name], rtol=2**-8, err_msg=name)
 
 
 def test_saving_again_replaces_the_model_and_nothing_else(copy, variables, tmp_path):
     save_model(copy, variables=variables, config=CONFIG, step=8)
-    assert load_model(copy).step == 8
+    assert load(copy)[0].step == 8
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
     with pytest.raises(NovaError, match="letters exists and is no model directory"):
@@ -100,12 +103,12 @@ def test_every_truncated_file_is_noticed_and_named(copy, length):
         whole = file.read_bytes()
         file.write_bytes(whole[: int(length * len(whole)) if length >= 0 else -1])
         if file.name in ("config.json", "checksums.json") and length == -1:
-            assert load_model(copy).step == 7  # only the last line break is gone
+            assert load(copy)[0].step == 7  # only the last line break is gone
         else:
             with pytest.raises(NovaError, match=f"{file}.* damaged"):
-                load_model(copy)
+                load(copy)
         file.write_bytes(whole)
-    assert load_model(copy).step == 7
+    assert load(copy)[0].step == 7
 
 
 def test_missing_and_changed_files_are_noticed(copy):
@@ -114,26 +117,26 @@ def test_missing_and_changed_files_are_noticed(copy):
     whole[len(whole) // 2] ^= 1
     largest.write_bytes(whole)
     with pytest.raises(NovaError, match=f"{largest} is damaged"):
-        load_model(copy)
+        load(copy)
     largest.unlink()
     with pytest.raises(NovaError, match=f"{largest} is missing"):
-        load_model(copy)
+        load(copy)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):
-    with pytest.raises(NovaError, match="nowhere is not a directory; give a model directory"):
-        load_model(tmp_path / "nowhere")
-    with pytest.raises(NovaError, match="has no config.json"):
-        load_model(tmp_path)
+    with pytest.raises(NovaError, match="there is no directory .*nowhere"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(NovaError, match="is no checkpoint: it has no config.json"):
+        load(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "NOVATransformer3DModel"}')
     with pytest.raises(NovaError, match="is not of nova_jax"):
-        load_model(tmp_path)
+        load(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "nova_jax", "version": 2}')
     with pytest.raises(NovaError, match="format version 2"):
-        load_model(tmp_path)
+        load(tmp_path)
     (tmp_path / "config.json").write_text('{"format": "nova_jax", "version": 1}')
     with pytest.raises(NovaError, match="no checkpoint yet"):
-        load_model(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_parameters_of_another_model_are_refused(copy, change, named):
     config["model"] |= change
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(NovaError, match=named):
-        load_model(copy)
+        load(copy)
 
 
 @pytest.fixture
@@ -189,22 +192,21 @@ def trees(variables, step):
     ("options", "step", "value"),
     [
         ({}, 3, 3.5),
-        ({"which": "raw"}, 3, 3.0),
-        ({"checkpoint": "best"}, 2, 2.5),
-        ({"checkpoint": 1, "which": "raw"}, 1, 1.0),
+        ({"weights": "raw"}, 3, 3.0),
+        ({"step": "best"}, 2, 2.5),
+        ({"step": 1, "weights": "raw"}, 1, 1.0),
     ],
 )
 def test_a_run_gives_the_model_that_is_asked_for(workdir, variables, options, step, value):
-    loaded = load_model(workdir, **options)
-    found = values(loaded)
-    assert loaded.step == step
+    checkpoint, found = load(workdir, **options)
+    assert checkpoint.step == step
     np.testing.assert_array_equal(found["spatial_decoder.mask_token"], np.full(32, value, "f4"))
     np.testing.assert_array_equal(found["text_embed.buffer"], variables["text_embed.buffer"])
 
 
 def test_a_step_that_is_gone_is_named_with_those_that_are_there(workdir):
     with pytest.raises(NovaError, match="no checkpoint of step 9; there are 1, 2, 3"):
-        load_model(workdir, checkpoint=9)
+        load(workdir, step=9)
 
 
 def test_a_run_goes_on_where_it_was(workdir, variables):
@@ -232,10 +234,10 @@ def test_a_damaged_loss_is_named_and_its_checkpoint_set_aside(workdir, caplog):
     file = workdir / "checkpoints" / "2" / "metrics" / "metrics"
     file.write_text('{"lo')
     with pytest.raises(NovaError, match=f"{file} cannot be read"):
-        load_model(workdir, checkpoint="best")
+        load(workdir, step="best")
     RunCheckpoints(workdir, keep_latest=5, keep_best=1).close()
     assert f"{file} cannot be read" in caplog.text
-    assert load_model(workdir, checkpoint="best").step == 1
+    assert load(workdir, step="best")[0].step == 1
     assert (workdir / "checkpoints" / "2.damaged" / "params").is_dir()
 
 
@@ -334,7 +336,7 @@ def test_a_truncated_checkpoint_of_a_run_is_named(workdir, variables):
         with pytest.raises(NovaError, match=f"{file} is damaged"):
             checkpoints.restore(3, trees(variables, 0), stream())
         with pytest.raises(NovaError, match=f"{file} is damaged"):
-            load_model(workdir)
+            load(workdir)
         file.write_bytes(whole)
     checkpoints.close()
 
@@ -379,7 +381,7 @@ def test_a_full_disk_is_found_before_anything_is_replaced(copy, variables, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(NovaError, match=f"{copy}: no space left on device"):
         save_model(copy, variables=variables, config=CONFIG, step=9)
-    assert load_model(copy).step == 7
+    assert load(copy)[0].step == 7
     checkpoints = RunCheckpoints(copy.parent, keep_latest=1, keep_best=0)
     with pytest.raises(NovaError, match="checkpoints: no space left on device"):
         checkpoints.save(1, trees(variables, 1), stream())
@@ -390,6 +392,6 @@ def test_a_disk_that_fills_up_while_writing_is_one_line(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device", "config.json.partial")
 
-    monkeypatch.setattr(model, "write_config", full)
+    monkeypatch.setattr(run, "write_config", full)
     with pytest.raises(NovaError, match="no space left on device; free some"):
         claim_workdir(tmp_path / "run", CONFIG)

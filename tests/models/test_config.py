@@ -54,9 +54,9 @@ def test_round_trip_through_plain_values():
         ({"text_dim": None}, "text_dim"),
         ({"num_classes": 10}, "one of the two"),
         ({"text_length": 513}, "text_length is 513"),
-        ({"frames": "16"}, "'frames' is '16'"),
-        ({"rotary": 1}, "'rotary' is 1"),
-        ({"depth": 3}, "unknown model option 'depth'"),
+        ({"frames": "16"}, "model.frames is '16'"),
+        ({"rotary": 1}, "model.rotary is 1"),
+        ({"depth": 3}, "model.depth: no such key"),
     ],
 )
 def test_impossible_configurations_are_named(change, message):
@@ -67,8 +67,14 @@ def test_impossible_configurations_are_named(change, message):
 def test_missing_option_is_named():
     values = dict(RELEASED_VIDEO)
     del values["latent_size"]
-    with pytest.raises(NovaError, match="'latent_size' is missing"):
+    with pytest.raises(NovaError, match="model.latent_size is missing"):
         NovaConfig.from_dict(values)
+
+
+def test_what_fits_is_cut_into_two_patches_a_side_at_least():
+    config = NovaConfig.from_dict(RELEASED_VIDEO)
+    sizes = [(60, 96), (4, 4), (2, 4), (4, 6), (5, 4), (0, 4)]
+    assert [config.fits(size) for size in sizes] == [True, True, False, True, False, False]
 
 
 def test_config_is_frozen():

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from nova_jax.config import to_plain
 from nova_jax.errors import NovaError
 from nova_jax.sampling.schedules import (
     DDPMSchedule,
@@ -76,7 +77,7 @@ def test_zero_terminal_snr_ends_in_pure_noise():
 
 @pytest.mark.parametrize("schedule", [FlowMatchingSchedule(shift=2.0), DDPMSchedule(beta_end=0.01)])
 def test_round_trip_through_plain_values(schedule):
-    assert schedule_from_dict(schedule.to_dict()) == schedule
+    assert schedule_from_dict(to_plain(schedule)) == schedule
 
 
 @pytest.mark.parametrize("schedule", [FlowMatchingSchedule(), DDPMSchedule()])
@@ -90,8 +91,14 @@ def test_drawn_timesteps_stay_in_the_table(schedule):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedule_from_dict({"type": "euler"}), "unknown schedule type 'euler'"),
-        (lambda: schedule_from_dict({"type": "ddpm", "shift": 1}), "unknown option 'shift'"),
+        (
+            lambda: schedule_from_dict({"type": "euler"}),
+            "schedule.type is 'euler'; it must be 'flow_matching' or 'ddpm'",
+        ),
+        (
+            lambda: schedule_from_dict({"type": "ddpm", "shift": 1}),
+            "schedule.shift: no such key; known are .*steps_offset",
+        ),
         (lambda: DDPMSchedule(beta_schedule="cosine"), "beta_schedule 'cosine'"),
         (lambda: DDPMSchedule(variance_type="fixed_large_log"), "variance_type"),
         (lambda: FlowMatchingSchedule(shift=0), "must be positive"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from nova_jax.checkpoints.parts import text_encoder_from_dict
+from nova_jax.config import to_plain
 from nova_jax.errors import NovaError
 from nova_jax.text.hashed_words import HashedTextEncoder, word_vector, words
 
@@ -52,7 +53,7 @@ def test_any_script_and_any_text():
 
 def test_it_comes_back_from_its_settings():
     encoder = HashedTextEncoder(dim=64)
-    assert text_encoder_from_dict(encoder.to_dict()) == encoder
+    assert text_encoder_from_dict(to_plain(encoder)) == encoder
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,14 @@ file.write_bytes(bytes(content))
 LOOK = """
 import json
 from etils.epath import Path
-from nova_jax.checkpoints.model import load_model
+from nova_jax.checkpoints.open import open_checkpoint
 run = Path("gs://bucket/run")
 print(sorted(path.name for path in (run / "checkpoints").iterdir()))
 lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
 print([line["step"] for line in lines if "train_video/loss" in line])
-print(load_model("gs://bucket/run/model").step, load_model("gs://bucket/run").step)
+found = [open_checkpoint(f"gs://bucket/run{model}") for model in ("/model", "")]
+assert all(checkpoint.load_transformer() for checkpoint in found)
+print(*(checkpoint.step for checkpoint in found))
 """
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from prepared import make_records
 from processes import arrays
 
-from nova_jax.checkpoints.model import load_model
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
@@ -73,20 +73,20 @@ def test_rematerialization_changes_nothing_and_bfloat16_little(run, unbroken, tm
 
 
 def test_the_finished_model_is_the_average_of_the_last_checkpoint(run, unbroken):
-    model = load_model(unbroken / "model")
-    of_run = load_model(unbroken)
+    model = open_checkpoint(unbroken / "model")
+    of_run = open_checkpoint(unbroken)
     assert model.step == of_run.step == 6
     same = jax.tree.map(lambda a, b: bool((a == b).all()), *map(_state, (model, of_run)))
     assert all(jax.tree.leaves(same))
-    raw = load_model(unbroken, which="raw")
+    raw = open_checkpoint(unbroken, weights="raw")
     same = jax.tree.map(lambda a, b: bool((a == b).all()), *map(_state, (model, raw)))
     assert not all(jax.tree.leaves(same))
 
 
-def _state(loaded):
+def _state(checkpoint):
     from flax import nnx
 
-    return nnx.to_pure_dict(nnx.state(loaded.model))
+    return nnx.to_pure_dict(nnx.state(checkpoint.load_transformer()[0]))
 
 
 def test_a_run_stopped_by_a_signal_and_taken_up_again_is_the_same_to_the_bit(
@@ -160,7 +160,7 @@ def test_a_dataset_of_latents_needs_no_codec_and_no_text_encoder(run, tmp_path):
     del run["codec"], run["text_encoder"]
     assert loop.train(TrainConfig.from_dict(run), tmp_path / "run").finished
     model = tmp_path / "run" / "model"
-    assert load_model(model).codec is None
+    assert open_checkpoint(model).load_autoencoder() is None
     with pytest.raises(NovaError, match="names no codec and no text_encoder"):
         NovaPipeline.from_checkpoint(model)
 

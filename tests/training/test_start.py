@@ -16,7 +16,8 @@ from processes import finish, start, start_together
 from nova_jax.checkpoints.adapters import apply_adapters
 from nova_jax.checkpoints.conversion import native_to_released
 from nova_jax.checkpoints.diffusers import load_transformer
-from nova_jax.checkpoints.model import load_trained, save_model
+from nova_jax.checkpoints.model import save_model
+from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.tensors import Tensors, open_tensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh, parameter_shardings
 from nova_jax.errors import NovaError
@@ -117,7 +118,7 @@ def test_named_parts_are_drawn_anew_and_may_differ(video_model):
 
 
 def test_a_checkpoint_that_is_not_there_is_named(video_model):
-    with pytest.raises(NovaError, match="nowhere is not a directory"):
+    with pytest.raises(NovaError, match="there is no directory nowhere"):
         load_initial(InitConfig(checkpoint="nowhere"), video_model.config, make_mesh())
 
 
@@ -176,8 +177,8 @@ def test_adapters_are_trained_and_everything_else_stays(released, tmp_path):
     described = json.loads((tmp_path / "run/adapters/adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"]) == (4, 8)
     # The run's checkpoint, its finished model and the released files hold the same sums.
-    trained = variables(load_trained(tmp_path / "run").model)
-    finished = variables(load_trained(tmp_path / "run" / "model").model)
+    trained = variables(open_checkpoint(tmp_path / "run").load_transformer()[0])
+    finished = variables(open_checkpoint(tmp_path / "run" / "model").load_transformer()[0])
     native_to_released(str(tmp_path / "run"), tmp_path / "out", parts=str(VIDEOS))
     given_back = variables(load_transformer(tmp_path / "out")[0])
     for name in before:

@@ -1,0 +1,82 @@
+"""Where a name leads: to a directory here, or to a model on the Hugging Face hub.
+
+A name of the form OWNER/NAME is one on the hub, unless there is a local folder OWNER. Every other
+name is a path and never reaches the network: an absolute one, one that starts with a dot or ``~``,
+one with no slash or with several, and one whose first folder is there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+from etils import epath
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+)
+from tqdm import tqdm
+
+from nova_jax.errors import NovaError
+
+
+def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path:
+    """The directory that a name leads to, downloaded if it is on the hub.
+
+    The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold.
+
+    Args:
+        source: the name.
+        part: of a model on the hub, the subdirectory whose weights are needed, such as
+            "transformer"; by default all, None for none.
+
+    Raises:
+        NovaError: there is no such directory, with the names of those most like it; or the model
+            cannot be downloaded.
+    """
+    name = os.fspath(source)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).parent.is_dir():
+        return epath.Path(_download(name, part))
+    path = epath.Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NovaError(f"{name} is a file; give the directory that it is in")
+    nearest = " or ".join(map(str, _nearest(path)))
+    remedy = f"did you mean {nearest}?" if nearest else "nor one with a name like it"
+    raise NovaError(
+        f"there is no directory {name}; {remedy} (a model on the Hugging Face hub is OWNER/NAME)"
+    )
+
+
+def _nearest(path: epath.Path) -> list[epath.Path]:
+    """Folders named like the first one of a path that is not there, beside it."""
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = [folder.name for folder in beside if folder.is_dir()]
+    return [path.parent / name for name in difflib.get_close_matches(path.name, names)]
+
+
+def _download(name: str, part: str | None) -> str:
+    tqdm.write(f"{name} is no folder here; looking on the Hugging Face hub", file=sys.stderr)
+    described = ["*.json", "*/*.json", "tokenizer/*"]
+    weights = [f"{part}/*.safetensors", f"{part}/*.bin"] if part else []
+    try:
+        found = snapshot_download(name, allow_patterns=[*described, *weights[:1]])
+        one = "transformer" if part == "*" else part
+        if part and not any(Path(found).glob(f"{one}/*.safetensors")):
+            found = snapshot_download(name, allow_patterns=[*described, *weights[1:]])
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NovaError(
+            f"{name} is neither a directory nor in the hub's cache, and cannot be downloaded "
+            f"({reason}). Where there is a network, run: hf download {name} --local-dir DIR; "
+            "then give DIR"
+        ) from error
+    return found

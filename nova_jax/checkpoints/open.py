@@ -1,0 +1,291 @@
+"""The one rule for what a name is, and what can then be asked of it: `open_checkpoint`.
+
+Whatever takes a checkpoint (generation, training that starts from one, conversion, evaluation,
+comparison with the release, preparation of data) takes any of three kinds, by name:
+
+    a released model      its directory (model_index.json, transformer/, vae/, ...), or its id on
+                          the Hugging Face hub
+    a model directory     of this project: config.json, params/
+    a training run        its work directory: config.json, checkpoints/
+
+`nova_jax.checkpoints.hub` says which names lead to the hub.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Protocol
+
+import jax.numpy as jnp
+from etils.epath import Path
+from jax.typing import DTypeLike
+
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.checkpoints import diffusers, model
+from nova_jax.checkpoints.adapters import adapter_scale
+from nova_jax.checkpoints.hub import locate
+from nova_jax.checkpoints.integrity import CONFIG, PARAMS, absolute, config_errors, read_config
+from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
+from nova_jax.checkpoints.run import Step, choose_checkpoint
+from nova_jax.config import from_dict
+from nova_jax.distributed.mesh import MeshLayout
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
+from nova_jax.models.nova import Nova
+from nova_jax.sampling.frames import SamplingConfig
+from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.schedules import Schedule, schedule_from_dict
+from nova_jax.text.interface import TextEncoder
+
+Kind = Literal["released", "model", "run"]
+#: Parameters of a training run: averaged, or as they are.
+Weights = Literal["ema", "raw"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """How a model generates unless told otherwise.
+
+    Attributes:
+        frames: latent frames.
+        sampling: options of sampling.
+        motion_flow: motion score, in pixels a frame.
+        fps: frames per second that it is conditioned on and videos play at.
+    """
+
+    frames: int = 1
+    sampling: SamplingConfig = SamplingConfig(guidance=GuidanceConfig(scale=5.0))
+    motion_flow: float = DEFAULT_FLOW
+    fps: float = DEFAULT_FPS
+
+
+class Checkpoint(Protocol):
+    """A checkpoint of which nothing but its configuration is loaded yet.
+
+    In the loaders `dtype` is the type of the computation, and of frozen parts that of the
+    parameters, too; `param_dtype` is the type that the transformer's parameters are kept in. On a
+    `mesh` parameters lie as `nova_jax.distributed.mesh` says; by default all on the first device.
+    They raise `NovaError`, naming what is missing, unknown, damaged or of another shape.
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """What it is."""
+
+    @property
+    def directory(self) -> os.PathLike[str]:
+        """Where it is."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json of this project as it stands; empty for a released model."""
+
+    @property
+    def step(self) -> int:
+        """Training steps behind it; 0 for a released model, which does not say."""
+
+    def model_config(self) -> NovaConfig:
+        """What the transformer is."""
+
+    def defaults(self) -> Defaults:
+        """How it generates unless told otherwise."""
+
+    def load_transformer(
+        self,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        mesh: MeshLayout | None = None,
+    ) -> tuple[Nova, Schedule]:
+        """Loads the transformer, with the noise schedule it was trained with."""
+
+    def load_autoencoder(
+        self, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
+    ) -> VideoCodec | None:
+        """Loads the autoencoder; None if the model was trained on latents and none is named."""
+
+    def load_text_encoder(
+        self, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
+    ) -> TextEncoder | None:
+        """Loads the text encoder; None if none is named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Released:
+    """A model in the released layout."""
+
+    kind: ClassVar[Kind] = "released"
+    config: ClassVar[Mapping[str, Any]] = {}
+    step: ClassVar[int] = 0
+    directory: pathlib.Path
+
+    def model_config(self) -> NovaConfig:
+        return diffusers.read_model_config(self.directory)
+
+    def defaults(self) -> Defaults:
+        return Defaults()
+
+    def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
+        return diffusers.load_transformer(self.directory, **options)
+
+    def load_autoencoder(self, **options: Any) -> VideoCodec:
+        return diffusers.load_autoencoder(self.directory / "vae", **options)
+
+    def load_text_encoder(self, **options: Any) -> TextEncoder:
+        return diffusers.load_text_encoder(self.directory, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ModelDirectory:
+    """A finished model of this project."""
+
+    kind: ClassVar[Kind] = "model"
+    directory: Path
+    config: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.config.get("step", 0)
+
+    def model_config(self) -> NovaConfig:
+        with config_errors(self.directory):
+            return NovaConfig.from_dict(self.config["model"])
+
+    def defaults(self) -> Defaults:
+        frames = self.model_config().frames
+        with config_errors(self.directory):
+            return Defaults(
+                frames=frames,
+                sampling=from_dict(SamplingConfig, self.config.get("sampling", {}), "sampling"),
+                motion_flow=self.config.get("motion_flow", DEFAULT_FLOW),
+                fps=self.config.get("dataset", {}).get("fps", DEFAULT_FPS),
+            )
+
+    def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
+        with config_errors(self.directory):
+            schedule = schedule_from_dict(self.config["schedule"])
+        return self._load(self.model_config(), **options), schedule
+
+    def _load(self, config: NovaConfig, **options: Any) -> Nova:
+        return model.load_parameters(config, self.directory, PARAMS, **options)
+
+    def load_autoencoder(self, **options: Any) -> VideoCodec | None:
+        with config_errors(self.directory):
+            settings = self.config.get("codec")
+            base = pathlib.Path(self.directory)
+            return None if settings is None else codec_from_dict(settings, base, **options)
+
+    def load_text_encoder(self, **options: Any) -> TextEncoder | None:
+        with config_errors(self.directory):
+            settings = self.config.get("text_encoder")
+            base = pathlib.Path(self.directory)
+            return None if settings is None else text_encoder_from_dict(settings, base, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run(_ModelDirectory):
+    """A training run: one of its checkpoints, and of that the parameters that are asked for.
+
+    Attributes:
+        checkpoint: directory of the checkpoint.
+        weights: averaged or current parameters.
+    """
+
+    kind: ClassVar[Kind] = "run"
+    checkpoint: Path
+    weights: Weights
+
+    @property
+    def step(self) -> int:
+        return int(self.checkpoint.name)
+
+    def _load(self, config: NovaConfig, **options: Any) -> Nova:
+        with config_errors(self.directory):
+            lora = self.config.get("lora")
+            scale = None if lora is None else adapter_scale(lora["rank"], lora["alpha"])
+        return model.load_parameters(
+            config,
+            self.checkpoint,
+            "ema" if self.weights == "ema" else "params",
+            frozen="frozen",
+            adapters=scale,
+            **options,
+        )
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str],
+    *,
+    weights: Weights = "ema",
+    step: Step = "latest",
+    part: str | None = "*",
+) -> Checkpoint:
+    """Finds what a name is, and reads what it says of itself.
+
+    Args:
+        source: a directory of any of the three kinds, or an id on the Hugging Face hub.
+        weights: of a training run: averaged or current parameters.
+        step: of a training run: its newest checkpoint, the one with the lowest evaluation loss,
+            or the one of this step.
+        part: see `nova_jax.checkpoints.hub.locate`.
+
+    Raises:
+        NovaError: there is no such directory or model, or the directory is none of the three.
+    """
+    directory = locate(source, part)
+    if (directory / "model_index.json").is_file():
+        return _Released(pathlib.Path(directory))
+    if (directory / CONFIG).is_file():
+        directory = absolute(directory)
+        config = read_config(directory)
+        if (directory / PARAMS).is_dir():
+            return _ModelDirectory(directory, config)
+        return _Run(directory, config, choose_checkpoint(directory, step), weights)
+    # A release of some of its parts, such as the frozen ones that data is prepared with.
+    if any((directory / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
+        return _Released(pathlib.Path(directory))
+    raise NovaError(
+        f"{directory} is no checkpoint: it has no {CONFIG}, as a model directory and the --workdir "
+        "of a training run have, and no model_index.json, as a released model has"
+    )
+
+
+def load_frozen_parts(
+    checkpoint: Checkpoint, config: NovaConfig, **options: Any
+) -> tuple[VideoCodec, TextEncoder | None]:
+    """Loads what turns prompts into a transformer's conditions, and its latents into pixels.
+
+    Args:
+        checkpoint: where it is.
+        config: what the transformer is.
+        **options: `dtype` and `mesh`, see `Checkpoint`.
+
+    Returns:
+        The autoencoder, and the text encoder; None for a class-conditional model.
+
+    Raises:
+        NovaError: the checkpoint names none, or one that does not fit the transformer.
+    """
+    codec = checkpoint.load_autoencoder(**options)
+    text_encoder = None if config.text_dim is None else checkpoint.load_text_encoder(**options)
+    missing = ["codec"] if codec is None else []
+    missing += ["text_encoder"] if config.text_dim is not None and text_encoder is None else []
+    if codec is None or missing:
+        raise NovaError(
+            f"{checkpoint.directory} was trained on latents and names no "
+            f"{' and no '.join(missing)}; put that of the data into its config.json, as "
+            '{"type": "released", "source": DIR}'
+        )
+    facts = [("latent_channels", codec.latent_channels, "autoencoder")]
+    facts += [("text_dim", text_encoder.dim, "text encoder")] if text_encoder is not None else []
+    for name, given, part in facts:
+        if (wanted := getattr(config, name)) != given:
+            raise NovaError(
+                f"{checkpoint.directory}: the transformer has {name} {wanted}, the {part} gives "
+                f"{given}; they are of different models"
+            )
+    return codec, text_encoder
