@@ -39,8 +39,8 @@ class HeadBlock(nnx.Module):
         self,
         x: Float[Array, "*b d"],
         condition: Float[Array, "*b d"] | None,
-        modulation: Float[Array, "*b 3d"] | None = None,
-    ) -> Array | tuple[Array, None]:
+        modulation: Float[Array, "*b 3*d"] | None = None,
+    ) -> Float[Array, "*b d"] | tuple[Float[Array, "*b d"], None]:
         """Maps tokens to tokens.
 
         Args:
@@ -56,7 +56,9 @@ class HeadBlock(nnx.Module):
         assert condition is not None
         return self._apply(x, self.modulation(condition))
 
-    def _apply(self, x: Array, modulation: Array) -> Float[Array, "*b d"]:
+    def _apply(
+        self, x: Float[Array, "*b d"], modulation: Float[Array, "*b 3*d"]
+    ) -> Float[Array, "*b d"]:
         scale, shift, gate = jnp.split(modulation, 3, axis=-1)
         u = self.mlp(self.pre_norm(x) * (1 + scale) + shift)
         return x + gate * self.norm(u)
@@ -132,16 +134,16 @@ class DiffusionHead(nnx.Module):
         self,
         x: Float[Array, "b n p"],
         passes: int,
-        blocks: Float[Array, "l gb n 3d"],
-        final: Float[Array, "gb n 2d"],
-    ) -> Float[Array, "gb n p"]:
+        blocks: Float[Array, "l {passes}*b n {3*self.width}"],
+        final: Float[Array, "{passes}*b n {2*self.width}"],
+    ) -> Float[Array, "{passes}*b n p"]:
         """The same for G passes over the same tokens, whose modulations are already projected."""
         h = jnp.concatenate([self.patch_embed(x)] * passes, axis=0)
         h, _ = self.blocks(h, None, per_block=blocks)
         return self._project(h, final)
 
     def _project(
-        self, h: Float[Array, "*b d"], modulation: Float[Array, "*b 2d"]
+        self, h: Float[Array, "*b d"], modulation: Float[Array, "*b 2*d"]
     ) -> Float[Array, "*b p"]:
         scale, shift = jnp.split(modulation, 2, axis=-1)
         return self.out(self.final_norm(h) * (1 + scale) + shift)
