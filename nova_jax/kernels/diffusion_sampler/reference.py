@@ -8,7 +8,8 @@ The head sees the step and a token's feature c only through SiLU(c + τ(s)), whi
 on x: the (scale, shift, gate) of all blocks and steps are one matrix product before the loop,
 three fifths of the head's weights. What is left in the loop are two D×D products a block.
 
-Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values of a token, D width.
+Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values of a token, D width,
+V noise vectors that tokens outside the set are sums of.
 """
 
 import dataclasses
@@ -87,8 +88,8 @@ class Outside:
 class Modulations:
     """(scale, shift, gate) of every block and (scale, shift) of the last norm, for all steps."""
 
-    blocks: Float[Array, "l s gb n 3d"]
-    final: Float[Array, "s gb n 2d"]
+    blocks: Float[Array, "l s gb n d3"]
+    final: Float[Array, "s gb n d2"]
 
 
 State = tuple[Float[Array, "b n p"], Outside | None]
@@ -171,9 +172,9 @@ def update_outside(
     outside: Outside,
     factor: Float[Array, " b"] | None,
     step: Int[Array, ""],
-    keep: Array,
-    move: Array,
-    spread: Array,
+    keep: Float[Array, ""],
+    move: Float[Array, ""],
+    spread: Float[Array, ""],
 ) -> Outside:
     """The part outside the set after a step; vector 1 + `step` is the step's noise, if any."""
     grown = keep + move * (1.0 if factor is None else factor[:, None])
