@@ -13,6 +13,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import jax
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from beartype.vale import Is
@@ -21,6 +22,8 @@ from jaxtyping import AbstractArray, jaxtyped
 # Thousands of small arrays are judged one by one: checks would take longer than the judges.
 UNCHECKED = ("nova_jax.digits.judges",)
 
+# What stands for arrays in dataclasses that say where arrays go.
+_INSTEAD = jax.ShapeDtypeStruct | jax.sharding.Sharding
 _CONFIG = BeartypeConf(is_pep484_tower=True)
 
 
@@ -78,7 +81,7 @@ def _deep(hint: Any) -> Any:
 def _fits(value: Any) -> bool:
     with jaxtyped("context"):
         return all(
-            is_bearable(getattr(value, name), hint, conf=_CONFIG)
+            is_bearable(getattr(value, name), hint | _INSTEAD, conf=_CONFIG)
             for name, hint in _fields(type(value)).items()
         )
 
