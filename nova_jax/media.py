@@ -28,7 +28,9 @@ Clip = UInt8[np.ndarray, "f h w 3"]
 MARGIN = 8  # pixels around everything on a contact sheet
 
 
-def enlarge(frames: np.ndarray, short_side: int = 192) -> np.ndarray:
+def enlarge(
+    frames: UInt8[np.ndarray, "*b _ _ 3"], short_side: int = 192
+) -> UInt8[np.ndarray, "*b _ _ 3"]:
     """Repeats pixels by a whole factor until the short side has at least `short_side` pixels.
 
     Players blur small videos that they enlarge themselves.
@@ -140,7 +142,9 @@ def read_image(path: str | os.PathLike[str]) -> Picture:
         raise NovaError(f"image {path} cannot be read; give a PNG, JPEG or WebP file") from error
 
 
-def fit_image(picture: Picture, size: tuple[int, int]) -> Picture:
+def fit_image(
+    picture: np.ndarray, size: tuple[int, int]
+) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
     """Scales a picture to fill (height, width) and crops what is over about its center.
 
     Args:
@@ -160,8 +164,10 @@ def fit_image(picture: Picture, size: tuple[int, int]) -> Picture:
 
 
 def contact_sheet(
-    clips: Sequence[Clip] | np.ndarray, captions: Sequence[str], columns: int = 2
-) -> Picture:
+    clips: Sequence[Clip] | UInt8[np.ndarray, "b f h w 3"],
+    captions: Sequence[str],
+    columns: int = 2,
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Clips as strips of their frames, left to right in time, each above its caption.
 
     Args:

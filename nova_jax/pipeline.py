@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Int, Key
 from PIL import Image
 from tqdm import tqdm
 
@@ -212,13 +212,13 @@ class NovaPipeline:
         flow_shift: float | None = None,
         motion_flow: float | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        image: UInt8[np.ndarray, "h w 3"] | Image.Image | None = None,
+        image: np.ndarray | Image.Image | None = None,
         num_images_per_prompt: int = 1,
         *,
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 0,
         key: Key[jax.Array, ""] | None = None,
-        latents: Float[np.ndarray, "#b t h w c"] | None = None,
+        latents: np.ndarray | None = None,
         prompt_embeds: Sequence[np.ndarray] | None = None,
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
         output_type: OutputType = "pil",
@@ -248,14 +248,15 @@ class NovaPipeline:
             motion_flow: Motion score: mean optical flow, larger is livelier.
             negative_prompt: What the unconditional passes see, one for all or one for each prompt;
                 nothing by default.
-            image: First frame of every video, of any size: it is scaled and cropped to fill `size`.
+            image: First frame of every video, uint8 `[H, W, 3]` of any size: it is scaled and
+                cropped to fill `size`.
             num_images_per_prompt: Samples of each prompt, all different.
             sampling: How samples are drawn, in place of the pipeline's own way; options with names
                 of their own come on top.
             seed: One for all prompts or one for each.
             key: Random key in place of a seed.
-            latents: First latent frames of every video, in place of an image; one for all prompts
-                or one for each.
+            latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
+                for all prompts or one for each.
             prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
             negative_prompt_embeds: The same for the unconditional passes.
             output_type: "latent" leaves latents as they are; "np" gives pictures as an array.

@@ -7,6 +7,7 @@ from pathlib import Path
 # Several test processes share one GPU, where there is one.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+import annotations  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["nova_jax.train", "tensorboardX", "processes"])
+_CONTEXT.set_forkserver_preload(["annotations", "nova_jax.train", "tensorboardX", "processes"])
 
 
 def start(

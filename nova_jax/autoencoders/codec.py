@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from nova_jax.autoencoders.convolution import Autoencoder
+from nova_jax.autoencoders.convolution import Autoencoder, Resized, Video
 from nova_jax.autoencoders.interface import Array
 
 
@@ -105,7 +105,7 @@ class AutoencoderCodec:
         """Pixels of scaled latents, in [-1, 1], about."""
         return self._run("decode", latents / self._scale + self._shift)
 
-    def _run(self, method: str, x: jax.Array | np.ndarray) -> jax.Array:
+    def _run(self, method: str, x: Float[Array, "b _ _ _ _"]) -> Float[jax.Array, "b _ _ _ _"]:
         """Runs clip after clip, on every device those that lie there."""
         x = jnp.asarray(x)
         # Where a program is traced there is none to see.
@@ -121,14 +121,14 @@ class AutoencoderCodec:
 def _run(
     graph: nnx.GraphDef,
     state: nnx.State,
-    x: jax.Array,
+    x: Video,
     method: str,
     sharding: NamedSharding | None,
-) -> jax.Array:
-    def clips(state: nnx.State, x: jax.Array) -> jax.Array:
+) -> Resized:
+    def clips(state: nnx.State, x: Video) -> Resized:
         network = nnx.merge(graph, state)
         dtype = jax.tree.leaves(state)[0].dtype
-        run: Callable[[jax.Array], jax.Array] = getattr(network, method)
+        run: Callable[[Video], Resized] = getattr(network, method)
         one = lambda clip: run(clip[None].astype(dtype))[0].astype(jnp.float32)  # noqa: E731
         return jax.lax.map(one, x)
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from nova_jax.autoencoders.convolution import (
     Autoencoder,
@@ -26,6 +27,8 @@ from nova_jax.autoencoders.convolution import (
     Downsample,
     FrameConv,
     GroupNorm,
+    Mapped,
+    Resized,
     Video,
     Windows,
     repeat_pixels,
@@ -67,7 +70,7 @@ class AdaptiveNorm(GroupNorm):
         self.conv_y = CausalConv(latents, channels, 1, **options) if by_latents else None
         self.conv_b = CausalConv(latents, channels, 1, **options) if by_latents else None
 
-    def activated(self, x: Video, latents: Video | None) -> Video:
+    def activated(self, x: Video, latents: Resized | None) -> Video:
         """SiLU of x, normalized and modulated."""
         x = self(x)
         if latents is not None and self.conv_y is not None and self.conv_b is not None:
@@ -76,7 +79,9 @@ class AdaptiveNorm(GroupNorm):
         return jax.nn.silu(x)
 
 
-def _repeat_to(latents: Video, shape: tuple[int, ...]) -> Video:
+def _repeat_to(
+    latents: Video, shape: tuple[int, ...]
+) -> Float[Array, "b {shape[0]} {shape[1]} {shape[2]} c"]:
     """Repeats latents to (frames, rows, columns); the first frame stays alone."""
     frames, rows, _ = shape
     x = repeat_pixels(latents, rows // latents.shape[2])
@@ -108,7 +113,7 @@ class ResnetBlock(nnx.Module):
             CausalConv(inputs, outputs, 1, **options) if inputs != outputs else None
         )
 
-    def __call__(self, x: Video, latents: Video | None) -> Video:
+    def __call__(self, x: Video, latents: Resized | None) -> Mapped:
         """Maps channels."""
         u = self.conv1(self.norm1.activated(x, latents))
         u = self.conv2(self.norm2.activated(u, latents))
@@ -122,7 +127,7 @@ class TimeDownsample(Downsample):
         super().__init__(channels, temporal=False, dtype=dtype, rngs=rngs)
         self.frames = frames
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Resizes."""
         if self.frames and x.shape[1] > 1:
             pairs = (x.shape[1] - 1) // 2
@@ -138,7 +143,7 @@ class Upsample(nnx.Module):
         self.conv = FrameConv(channels, channels, dtype=dtype, rngs=rngs)
         self.frames = frames
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Resizes."""
         if self.frames:
             x = jnp.concatenate([x[:, :1], x[:, 1:].repeat(2, axis=1)], axis=1)
@@ -175,7 +180,7 @@ class Block(nnx.Module):
         self.downsamplers = nnx.List(downsamplers or [])
         self.upsamplers = nnx.List(upsamplers or [])
 
-    def __call__(self, x: Video, latents: Video | None = None) -> Video:
+    def __call__(self, x: Video, latents: Resized | None = None) -> Resized:
         """Goes one level down or up."""
         for resnet in self.resnets:
             x = resnet(x, latents)
@@ -211,7 +216,7 @@ class Encoder(nnx.Module):
         self.norm_out = AdaptiveNorm(last, config, by_latents=False, **options)
         self.conv_out = CausalConv(last, 2 * config.latent_channels, **options)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Encodes."""
         x = self.conv_in(x)
         for block in (*self.down_blocks, self.mid_block):
@@ -246,7 +251,7 @@ class Decoder(nnx.Module):
         self.norm_out = AdaptiveNorm(channels[-1], config, by_latents=True, **options)
         self.conv_out = CausalConv(channels[-1], config.out_channels, **options)
 
-    def __call__(self, latents: Video) -> Video:
+    def __call__(self, latents: Video) -> Resized:
         """Decodes."""
         x = self.conv_in(latents)
         for block in (self.mid_block, *self.up_blocks):

@@ -19,12 +19,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 Video = Float[Array, "b t h w c"]
-
+# What comes of one: with other channels, or of another size in all.
+Mapped = Float[Array, "b t h w _"]
+Resized = Float[Array, "b _ _ _ _"]
 
 # Numbers in a clip's features from which on convolutions take frame after frame.
 LARGE = 2**27
 
-Pointwise = Callable[[Video], Video]
+Pointwise = Callable[[Video], Resized]
 
 
 class FrameConv(nnx.Conv):
@@ -37,7 +39,7 @@ class FrameConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, (size, size), padding=padding, **options)
 
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Resized:
         """Convolves `before(x)`."""
         return super().__call__(before(x))
 
@@ -62,7 +64,7 @@ class CausalConv(nnx.Conv):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         super().__init__(inputs, outputs, size, padding=padding, **options)
 
-    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Video:
+    def __call__(self, x: Video, before: Pointwise = lambda x: x) -> Resized:
         """Convolves `before(x)`, where `before` takes each frame alone.
 
         Of large features neither `before(x)` nor a padded copy is ever there as a whole.
@@ -72,7 +74,7 @@ class CausalConv(nnx.Conv):
             return super().__call__(before(jnp.concatenate([x[:, :1]] * seen + [x], axis=1)))
         convolve = super().__call__
 
-        def frame(t: Int[Array, ""] | int) -> Video:
+        def frame(t: Int[Array, ""] | int) -> Float[Array, "b 1 h w c"]:
             times = [jnp.maximum(t - i, 0) for i in range(seen, -1, -1)]
             near = [jax.lax.dynamic_index_in_dim(x, time, axis=1) for time in times]
             return convolve(before(jnp.concatenate(near, axis=1)))
@@ -109,7 +111,9 @@ class GroupNorm(nnx.Module):
     def normalizer(self, x: Video) -> Pointwise:
         """A function that normalizes frames of x with the mean and variance of all of it."""
 
-        def of_frame(t: Int[Array, ""]) -> tuple[Array, Array]:
+        def of_frame(
+            t: Int[Array, ""],
+        ) -> tuple[Float[Array, "b 1 1 1 g 1"], Float[Array, "b 1 1 1 g 1"]]:
             frame = jax.lax.dynamic_index_in_dim(x, t, axis=1).astype(jnp.float32)
             frame = rearrange(frame, "b t h w (g c) -> b t h w g c", g=self.groups)
             mean = jnp.mean(frame, axis=(2, 3, 5), keepdims=True)
@@ -126,7 +130,7 @@ class GroupNorm(nnx.Module):
             about_clip_mean = variance + jnp.square(mean - clip_mean)
             mean, variance = clip_mean, jnp.mean(about_clip_mean, axis=1, keepdims=True)
 
-        def per_channel(statistic: Array) -> Array:
+        def per_channel(statistic: Float[Array, "b t 1 1 g 1"]) -> Float[Array, "b t 1 1 c"]:
             wide = jnp.broadcast_to(statistic, (*statistic.shape[:-1], x.shape[-1] // self.groups))
             return rearrange(wide, "b t h w g c -> b t h w (g c)")
 
@@ -158,12 +162,12 @@ class Downsample(nnx.Module):
         self.conv.strides = (2,) * (3 if temporal else 2)
         self.conv.padding = ((0, 0),) * temporal + ((0, 1), (0, 1))
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Convolves with stride 2."""
         return self.conv(x)
 
 
-def repeat_pixels(x: Video, times: int) -> Video:
+def repeat_pixels(x: Video, times: int) -> Float[Array, "b t {times}*h {times}*w c"]:
     """Repeats rows and columns: the nearest neighbor, at a whole factor."""
     return x.repeat(times, axis=2).repeat(times, axis=3)
 
@@ -190,7 +194,7 @@ class Windows:
         later = (frames - self.size) // self.step
         return of_part(self.size) + later * (of_part(self.size) - self.drop)
 
-    def run(self, network: Callable[[Array], Array], x: Video) -> Video:
+    def run(self, network: Callable[[Video], Resized], x: Video) -> Resized:
         """Runs part after part, in the memory of one, and joins what they give."""
         if x.shape[1] <= self.size:
             return network(x)
@@ -213,10 +217,10 @@ class Autoencoder(nnx.Module):
 
     latent_channels: int
     stride: tuple[int, int]
-    encoder: Callable[[Video], Video]
-    decoder: Callable[[Video], Video]
-    quant_conv: Callable[[Video], Video] | None
-    post_quant_conv: Callable[[Video], Video] | None
+    encoder: Callable[[Video], Resized]
+    decoder: Callable[[Video], Resized]
+    quant_conv: Callable[[Video], Mapped] | None
+    post_quant_conv: Callable[[Video], Mapped] | None
     encode_windows: Windows
     decode_windows: Windows
 

@@ -28,6 +28,8 @@ from nova_jax.autoencoders.convolution import (
     Downsample,
     FrameConv,
     GroupNorm,
+    Mapped,
+    Resized,
     Video,
     Windows,
     activated,
@@ -98,7 +100,7 @@ class ResnetBlock(nnx.Module):
         self.conv2 = conv(outputs, outputs, **options)
         self.conv_shortcut = conv(inputs, outputs, 1, **options) if inputs != outputs else None
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Mapped:
         """Maps channels."""
         u = self.conv1(x, activated(self.norm1, x))
         u = self.conv2(u, activated(self.norm2, u))
@@ -146,7 +148,7 @@ class Upsample(nnx.Module):
             else FrameConv(channels, channels, **options)
         )
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Resizes, then convolves."""
         if self.frames == 1:
             return self.conv(x, lambda frames: repeat_pixels(frames, 2))
@@ -186,7 +188,7 @@ class DownBlock(nnx.Module):
             [] if downsample is None else [Downsample(outputs, temporal=downsample, **options)]
         )
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Goes one level down."""
         for layer in itertools.chain(self.resnets, self.downsamplers):
             x = layer(x)
@@ -246,7 +248,7 @@ class UpBlock(nnx.Module):
             [] if upsample is None else [Upsample(outputs, frames=upsample, **options)]
         )
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Goes one level up."""
         for layer in itertools.chain(self.resnets, self.upsamplers):
             x = layer(x)
@@ -274,7 +276,7 @@ class Encoder(nnx.Module):
         conv = CausalConv if spans else FrameConv
         self.conv_out = conv(last, (1 + config.double_z) * config.latent_channels, **options)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Encodes."""
         x = self.conv_in(x)
         for block in self.down_blocks:
@@ -312,7 +314,7 @@ class Decoder(nnx.Module):
         self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=not spans, **options)
         self.conv_out = conv(channels[-1], config.out_channels, **options)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Decodes."""
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:

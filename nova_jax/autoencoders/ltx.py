@@ -22,7 +22,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nova_jax.autoencoders.convolution import Autoencoder, Video, Windows
+from nova_jax.autoencoders.convolution import Autoencoder, Mapped, Resized, Video, Windows
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 
 _FOLD = "b (t r) (h p) (w q) c -> b t h w (c r p q)"
@@ -75,7 +75,7 @@ class Conv(nnx.Conv):
         super().__init__(inputs, outputs, (3, 3, 3), padding=padding, **options)
         self.causal = causal
 
-    def __call__(self, x: Video) -> Video:  # type: ignore[override]
+    def __call__(self, x: Video) -> Mapped:  # type: ignore[override]
         """Convolves."""
         around = [x[:, :1], x[:, :1], x] if self.causal else [x[:, :1], x, x[:, -1:]]
         return super().__call__(jnp.concatenate(around, axis=1))
@@ -137,7 +137,7 @@ class Downsample(nnx.Module):
         self.stride, self.outputs = stride, outputs
         self.conv = Conv(inputs, outputs // math.prod(stride), causal=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Halves what the stride says; copies of the first frame make up for time's odd one."""
         sizes = dict(zip("rpq", self.stride, strict=True))
         x = jnp.concatenate([x[:, :1]] * (self.stride[0] - 1) + [x], axis=1)
@@ -153,7 +153,7 @@ class Upsample(nnx.Module):
         self.repeats = 8 * outputs // inputs
         self.conv = Conv(inputs, 8 * outputs, causal=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Doubles frames, rows and columns; the first frame is left out again."""
         shortcut = rearrange(x, _UNFOLD, r=2, p=2, q=2)
         shortcut = jnp.concatenate([shortcut] * self.repeats, axis=-1)
@@ -177,7 +177,7 @@ class DownBlock(nnx.Module):
         self.resnets = nnx.List(ResnetBlock(inputs, causal=True, **options) for _ in range(depth))
         self.downsamplers = nnx.List([Downsample(inputs, outputs, stride, **options)])
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Goes one level down."""
         for layer in (*self.resnets, *self.downsamplers):
             x = layer(x)
@@ -206,7 +206,7 @@ class Block(nnx.Module):
             ResnetBlock(outputs, causal=causal, **options) for _ in range(depth)
         )
 
-    def __call__(self, x: Video, time: Float[Array, " b"] | None = None) -> Video:
+    def __call__(self, x: Video, time: Float[Array, " b"] | None = None) -> Resized:
         """Maps features."""
         for upsampler in self.upsamplers:
             x = upsampler(x)
@@ -237,7 +237,7 @@ class Encoder(nnx.Module):
         self.mid_block = Block(last, last, depths[-1], causal=True, **options)
         self.conv_out = Conv(last, config.latent_channels + 1, causal=True, **options)
 
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video) -> Resized:
         """Encodes; the log-variance is repeated for every channel."""
         p = self.patch_size
         x = rearrange(x, "b t (h p) (w q) c -> b t h w (c q p)", p=p, q=p)
@@ -269,7 +269,7 @@ class Decoder(nnx.Module):
         self.scale_shift_table = nnx.Param(jnp.zeros((2, last), dtype))
         self.timestep_scale_multiplier = nnx.Param(jnp.full((), 1000.0, dtype))
 
-    def __call__(self, latents: Video, time: Float[Array, " b"] | None = None) -> Video:
+    def __call__(self, latents: Video, time: Float[Array, " b"] | None = None) -> Resized:
         """Decodes; `time` is 0 (clean) to 1 (noise), 0 by default."""
         time = jnp.zeros(latents.shape[0]) if time is None else time
         time = time * self.timestep_scale_multiplier[...]

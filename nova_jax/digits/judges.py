@@ -3,7 +3,7 @@
 Digit: a support vector machine trained on real handwriting of the training split. Color and
 motion are measured on the pixels. All of them first look for the bright thing on the dark ground.
 
-Letters: F frames, H, W height and width in pixels, S side of a crop.
+Letters: F frames, H, W height and width in pixels, P = 12·12 pixels of a crop.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def measure_color(clip: Clip) -> str:
 
 
 @functools.lru_cache
-def _path_templates(frames: int) -> Float[np.ndarray, "k f 2"]:
+def _path_templates(frames: int) -> Float[np.ndarray, "k {frames} 2"]:
     """The track of each of `PATHS` over one unit of travel, about its own mean."""
     templates = np.stack(
         [
@@ -178,7 +178,7 @@ class Judges:
         judged = {"digit_raw": float((read == labels).mean())}
         return judged | agreement([self(clip) for clip in real["frames"]], real)
 
-    def _crops(self, clip: Clip) -> Float[np.ndarray, "f s*s"]:
+    def _crops(self, clip: Clip) -> Float[np.ndarray, "f p"]:
         """Each frame's digit, cut out about its center of brightness, at full brightness."""
         side = round(WINDOW * self.config.digit_size)
         crops = []

@@ -148,7 +148,7 @@ def splash(
         padding = (jnp.arange(columns) >= length).astype(jnp.int32)
         segments = library.SegmentIds(q=jnp.zeros(rows, jnp.int32), kv=padding)
 
-    def padded(x: Float[Array, "b n k h"], size: int) -> Float[Array, "n 1 m h"]:
+    def padded(x: Float[Array, "b n k h"], size: int) -> Float[Array, "b*k 1 {size} h"]:
         by_head = rearrange(x, "b n k h -> (b k) 1 n h")
         return jnp.pad(by_head, ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
 
@@ -180,7 +180,12 @@ def _on_cpu(
         mask = jnp.repeat(mask, heads, axis=0)
 
     def one(
-        arrays: tuple[Array, Array, Array, Array | None],
+        arrays: tuple[
+            Float[Array, "s h"],
+            Float[Array, "t h"],
+            Float[Array, "t h"],
+            Bool[Array, "#s t"] | None,
+        ],
     ) -> Float[Array, "s h"]:
         q, k, v, seen = arrays
         scores = q @ k.T / math.sqrt(channels)

@@ -1,6 +1,7 @@
 """The transformer block of both encoders, and the key-value cache.
 
-Dimensions: B samples, S queries, T keys, K heads, H head channels, D width.
+Dimensions: B samples, S tokens, Q of them that are asked for, T keys, K heads, H head channels, R
+rotary angles of a head, D width.
 """
 
 import dataclasses
@@ -22,6 +23,9 @@ from nova_jax.models.layout import AxisNames, split
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
 # untrained blocks drown the tokens' positions and conditions. Swin V2 (arXiv 2111.09883) uses 0.
 BRANCH_SCALE = 0.2
+
+# Keys and values of one layer.
+Buffers = tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +49,9 @@ class KVCache:
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
-def rows(x: Float[Array, "b s *d"], first: Int[Array, ""] | int, count: int) -> Array:
+def rows(
+    x: Float[Array, "b s *d"], first: Int[Array, ""] | int, count: int
+) -> Float[Array, "b {count} *d"]:
     """Tokens first .. first + count, with zeros after the last one."""
     room = jnp.zeros_like(x, shape=(x.shape[0], count, *x.shape[2:]))
     return jax.lax.dynamic_slice_in_dim(jnp.concatenate([x, room], axis=1), first, count, axis=1)
@@ -66,11 +72,11 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        rotary: Float[Array, "#b s h/2"] | None,
+        rotary: Float[Array, "#b s r"] | None,
         seen: Seen,
-        cache: tuple[Array, Array, Array] | None = None,
+        cache: tuple[*Buffers, Int[Array, ""]] | None = None,
         only: tuple[Int[Array, ""], int] | None = None,
-    ) -> tuple[Float[Array, "b s d"], tuple[Array, Array] | None]:
+    ) -> tuple[Float[Array, "b q d"], Buffers | None]:
         """Attends over x, or over the cached tokens and x.
 
         Args:
@@ -99,7 +105,13 @@ class Attention(nnx.Module):
         y = self._attend(query, key, value, seen)
         return self.out(rearrange(y, "b s k h -> b s (k h)")), buffers
 
-    def _attend(self, query: Array, key: Array, value: Array, seen: Seen) -> Array:
+    def _attend(
+        self,
+        query: Float[Array, "b q k h"],
+        key: Float[Array, "b t k h"],
+        value: Float[Array, "b t k h"],
+        seen: Seen,
+    ) -> Float[Array, "b q k h"]:
         """Every device for its own sequences, queries and heads, over all keys."""
         sequences, queries = self.layout
         keys = (sequences, None, "heads", None)
@@ -123,12 +135,12 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b s d"],
-        rotary: Float[Array, "#b s h/2"] | None = None,
+        rotary: Float[Array, "#b s r"] | None = None,
         seen: Seen = None,
         start: Int[Array, ""] | None = None,
-        buffers: tuple[Array, Array] | None = None,
+        buffers: Buffers | None = None,
         only: tuple[Int[Array, ""], int] | None = None,
-    ) -> Array | tuple[Array, tuple[Array, Array] | None]:
+    ) -> Float[Array, "b q d"] | tuple[Float[Array, "b q d"], Buffers | None]:
         """Returns x, or (x, new buffers) where key and value `buffers` are given.
 
         With `only`, see `Attention`, just those tokens of x.

@@ -25,7 +25,9 @@ def sinusoid(values: Float[Array, "*b"]) -> tuple[Float[Array, "*b 128"], Float[
     return jnp.sin(angles), jnp.cos(angles)
 
 
-def space_embedding(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n d"]:
+def space_embedding(
+    grid: tuple[int, int], width: int
+) -> Float[np.ndarray, "{grid[0]*grid[1]} {width}"]:
     """Fixed sine-cosine embedding of a grid of tokens: [sin x, cos x, sin y, cos y]."""
     quarter = width // 4
     frequencies = 1.0 / 10000.0 ** (np.arange(quarter, dtype=np.float32) / quarter)
@@ -35,14 +37,14 @@ def space_embedding(grid: tuple[int, int], width: int) -> Float[np.ndarray, "n d
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
-def grid_positions(grid: tuple[int, int]) -> Int[np.ndarray, "n 3"]:
+def grid_positions(grid: tuple[int, int]) -> Int[np.ndarray, "{grid[0]*grid[1]} 3"]:
     """(t, y, x) of a grid's tokens, row-major, with t = 0."""
     y, x = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
     return np.stack([np.zeros_like(y), y, x], axis=-1).astype(np.int32)
 
 
-def rotary_angles(positions: Int[Array, "*b n 3"], head_dim: int) -> Float[Array, "*b n d/2"]:
-    """Angles of the 3D rotary embedding, t channels first, then y, then x.
+def rotary_angles(positions: Int[Array, "*b n 3"], head_dim: int) -> Float[Array, "*b n r"]:
+    """R = d/2 angles of the 3D rotary embedding, t channels first, then y, then x.
 
     A part of r channels turns its j-th pair by position · 10000^(−2j/r); t has d//8 channels,
     y and x half of the rest each.
@@ -74,7 +76,7 @@ class TimeEmbed(nnx.Module):
         self.projector = Projector(FREQUENCY_CHANNELS, width, width, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, frames: int) -> Float[Array, "t d"]:
+    def __call__(self, frames: int) -> Float[Array, "{frames} d"]:
         """One row a frame of a video of `frames` latent frames."""
         # Divided in this order, in float32, as the release does.
         step = np.float32(frames / self.base_frames)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from nova_jax.models.layout import AxisNames, constrain
 from nova_jax.models.observe import hand_on, observe, observed
@@ -119,7 +119,7 @@ class Projector(nnx.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """The exact GELU, x·Φ(x), with the error function and not its tanh approximation.
 
     `jax.nn.gelu` goes through erfc, which costs several times as much on CPUs.
@@ -127,14 +127,14 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-def patchify(x: Float[Array, "*b h w c"], patch: int) -> Float[Array, "*b n p"]:
+def patchify(x: Num[Array, "*b h w c"], patch: int) -> Num[Array, "*b n p"]:
     """Cuts images into tokens, row-major; a token's values are (row, column, channel)."""
     return rearrange(x, "... (H p) (W q) c -> ... (H W) (p q c)", p=patch, q=patch)
 
 
 def unpatchify(
-    tokens: Float[Array, "*b n p"], patch: int, grid: tuple[int, int]
-) -> Float[Array, "*b h w c"]:
+    tokens: Num[Array, "*b n p"], patch: int, grid: tuple[int, int]
+) -> Num[Array, "*b h w c"]:
     """The inverse of `patchify` for a grid of (rows, columns) of tokens."""
     pattern = "... (H W) (p q c) -> ... (H p) (W q) c"
     return rearrange(tokens, pattern, H=grid[0], W=grid[1], p=patch, q=patch)

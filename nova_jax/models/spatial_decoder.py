@@ -4,7 +4,7 @@ Section 3.3 of the paper (spatial autoregressive modelling, set by set). Tokens 
 *reveal order*: a sample's permutation is fixed, so its visible tokens are always a prefix.
 
 Dimensions: B frames, N tokens of a frame, V ≤ N padded visible tokens, M indicator features,
-P values of a token, D width.
+P values of a token, S = M + N, R rotary angles of a head, D width.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ class SpatialDecoder(nnx.Module):
         table = jnp.asarray(space_embedding(self.config.grid, self.config.width))
         return table[order].astype(self.dtype)
 
-    def rotary(self, order: Int[Array, "b n"]) -> Float[Array, "b s d/2"] | None:
+    def rotary(self, order: Int[Array, "b n"]) -> Float[Array, "b s r"] | None:
         """Rotary angles of the M indicator features, at the origin, and of tokens in order."""
         if not self.config.rotary:
             return None
@@ -88,8 +88,8 @@ class SpatialDecoder(nnx.Module):
         order: Int[Array, "b n"],
         indicators: Float[Array, "b m d"],
         only: tuple[Int[Array, ""], int] | None = None,
-    ) -> Float[Array, "b n d"]:
-        """Features of all N tokens, in reveal order, or of those that are asked for.
+    ) -> Float[Array, "b q d"]:
+        """Features of all Q = N tokens, in reveal order, or of those that are asked for.
 
         Args:
             visible: the first V tokens in reveal order; those from `num_visible` on are padding.

@@ -104,13 +104,13 @@ class TemporalEncoder(nnx.Module):
         observe("temporal_encoder.patch_embed", x)
         return x
 
-    def begin_of_video(self, batch: int) -> Float[Array, "b 1 m d"]:
+    def begin_of_video(self, batch: int) -> Float[Array, "{batch} 1 m d"]:
         """The learned token that stands where frame 0 has no frame before it."""
         shape = (batch, 1, self.config.indicator_tokens, self.config.width)
         return jnp.broadcast_to(self.bos_token[None, None, None].astype(self.dtype), shape)
 
     def add_positions(
-        self, slots: Float[Array, "b t m d"], frames: int, first: int | Array = 0
+        self, slots: Float[Array, "b t m d"], frames: int, first: int | Int[Array, ""] = 0
     ) -> Float[Array, "b t m d"]:
         """Adds time and space embeddings to the slots first.. of a video of `frames` frames."""
         if self.time_embed is None:
@@ -120,8 +120,12 @@ class TemporalEncoder(nnx.Module):
         return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
 
     def rotary(
-        self, slots: int, condition_tokens: int, first: int | Array = 0, padding: int = 0
-    ) -> Array | None:
+        self,
+        slots: int,
+        condition_tokens: int,
+        first: int | Int[Array, ""] = 0,
+        padding: int = 0,
+    ) -> Float[Array, "1 s r"] | None:
         """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
         if not self.config.rotary:
             return None

@@ -20,17 +20,18 @@ from nova_jax.sampling.keys import noise_key
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import SamplingSteps
 
+# A number that the host knows, or only the program.
+Index = int | Int[Array, ""]
+
 
 class NoiseSource(Protocol):
     """Where a generation's Gaussian noise comes from; both sources are pytrees."""
 
-    def initial(self, frame: int | Array, step: int | Array) -> Float[Array, "b n p"]:
+    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
         """Noise that AR step `step` of generated frame `frame` starts from, in reveal order."""
         ...
 
-    def added(
-        self, frame: int | Array, step: int | Array, draw: int | Array
-    ) -> Float[Array, "b n p"]:
+    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """Noise of the `draw`-th noisy diffusion step of that AR step, in reveal order."""
         ...
 
@@ -49,16 +50,14 @@ class KeyedNoise:
     tokens: int = dataclasses.field(metadata={"static": True})
     token_dim: int = dataclasses.field(metadata={"static": True})
 
-    def initial(self, frame: int | Array, step: int | Array) -> Float[Array, "b n p"]:
+    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
         return self.added(frame, step, -1)
 
-    def added(
-        self, frame: int | Array, step: int | Array, draw: int | Array
-    ) -> Float[Array, "b n p"]:
+    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
 
-        def normal(key: Key[Array, ""]) -> Float[Array, "n p"]:
+        def normal(key: Key[Array, ""]) -> Float[Array, "N p"]:
             key = noise_key(key, frame, step, draw)
             return jax.random.normal(key, (self.tokens, self.token_dim))
 
@@ -80,19 +79,17 @@ class GivenNoise:
 
     images: Float[Array, "fk b h w c"]
     step_images: Float[Array, "fkd b h w c"] | None
-    order: Int[Array, "b n"]
+    order: Int[Array, "b N"]
     steps: int = dataclasses.field(metadata={"static": True})
     draws: int = dataclasses.field(metadata={"static": True})
     patch: int = dataclasses.field(metadata={"static": True})
 
-    def initial(self, frame: int | Array, step: int | Array) -> Float[Array, "b n p"]:
+    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
         image = self.images[frame * self.steps + step]
         return to_reveal_order(patchify(image, self.patch), self.order)
 
-    def added(
-        self, frame: int | Array, step: int | Array, draw: int | Array
-    ) -> Float[Array, "b n p"]:
+    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
         assert self.step_images is not None, "the schedule adds noise; step_images is missing"
         image = self.step_images[(frame * self.steps + step) * self.draws + draw]
@@ -103,10 +100,10 @@ def denoise_set(
     head: DiffusionHead,
     features: Float[Array, "gb n d"],
     noise: NoiseSource,
-    frame: int | Array,
-    step: int | Array,
-    start: int | Array,
-    count: int | Array,
+    frame: Index,
+    step: Index,
+    start: Index,
+    count: Index,
     steps: SamplingSteps,
     guidance: GuidanceConfig,
     scale: float | Float[Array, ""],
@@ -127,7 +124,7 @@ def denoise_set(
     """
     width, draws, total = features.shape[1], steps.noise_draws, len(steps.time)
 
-    def slice_set(frame_tokens: Float[Array, "*s b n p"]) -> Float[Array, "*s b w p"]:
+    def slice_set(frame_tokens: Float[Array, "*s b N p"]) -> Float[Array, "*s b n p"]:
         room = [(0, 0)] * (frame_tokens.ndim - 2) + [(0, width), (0, 0)]
         return jax.lax.dynamic_slice_in_dim(jnp.pad(frame_tokens, room), start, width, axis=-2)
 

@@ -150,8 +150,10 @@ def generate_frame(
     for bucket in buckets:
 
         def ar_step(
-            tokens: Array, row: tuple[Array, ...], bucket: Bucket = bucket
-        ) -> tuple[Array, None]:
+            tokens: Float[Array, "b n p"],
+            row: tuple[Int[Array, ""], ...],
+            bucket: Bucket = bucket,
+        ) -> tuple[Float[Array, "b n p"], None]:
             step, start, count = row
             visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
             features = model.spatial_decoder(

@@ -6,7 +6,7 @@ Guidance passes are stacked on the batch axis: [conditional | unconditional] or,
 
 import dataclasses
 
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
@@ -48,7 +48,7 @@ class GuidanceConfig:
         """How predictions are combined, for the sampler."""
         return Guidance(self.passes, self.renorm, self.image_scale)
 
-    def scale_at(self, step: int | Array, steps: int) -> float | Array:
+    def scale_at(self, step: int | Int[Array, ""], steps: int) -> float | Float[Array, ""]:
         """g of AR step k of K′: (g − m)·(k + 1)/K′ + m."""
         low = self.min_scale or self.scale
         return (self.scale - low) * (step + 1) / steps + low

@@ -10,25 +10,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key, Num
 
 from nova_jax.errors import NovaError
 
 
-def reveal_order(keys: Key[Array, " b"], num_tokens: int) -> Int[Array, "b n"]:
+def reveal_order(keys: Key[Array, " b"], num_tokens: int) -> Int[Array, "b {num_tokens}"]:
     """A random permutation of the token indices for each key."""
     draw = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))
     return jnp.argsort(draw(keys), axis=1).astype(jnp.int32)
 
 
-def to_reveal_order(
-    tokens: Float[Array, "b n p"], order: Int[Array, "b n"]
-) -> Float[Array, "b n p"]:
+def to_reveal_order(tokens: Num[Array, "b n p"], order: Int[Array, "b n"]) -> Num[Array, "b n p"]:
     """Row-major tokens in reveal order."""
     return jnp.take_along_axis(tokens, order[..., None], axis=1)
 
 
-def to_row_major(tokens: Float[Array, "b n p"], order: Int[Array, "b n"]) -> Float[Array, "b n p"]:
+def to_row_major(tokens: Num[Array, "b n p"], order: Int[Array, "b n"]) -> Num[Array, "b n p"]:
     """The inverse of `to_reveal_order`."""
     return jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None], axis=1)
 

@@ -28,9 +28,9 @@ _f32 = np.float32
 class TrainingTable:
     """Noising coefficients and the network's diffusion time, one row a training timestep."""
 
-    signal: Float[np.ndarray, "1000"]
-    noise: Float[np.ndarray, "1000"]
-    time: Float[np.ndarray, "1000"]
+    signal: Float[np.ndarray, " n"]
+    noise: Float[np.ndarray, " n"]
+    time: Float[np.ndarray, " n"]
 
 
 @jax.tree_util.register_dataclass
@@ -95,7 +95,7 @@ class FlowMatchingSchedule:
         last = self.num_train_timesteps - 1
         return jnp.minimum((uniform * self.num_train_timesteps).astype(jnp.int32), last)
 
-    def target(self, x: Array, noise: Array) -> Array:
+    def target(self, x: Float[Array, "*#b"], noise: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """What the network learns to predict."""
         return noise - x
 
@@ -141,7 +141,7 @@ class DDPMSchedule:
             if isinstance(value, str) and name != "type" and value not in allowed:
                 raise NovaError(f"DDPM {name} {value!r} is not one of {', '.join(allowed)}")
 
-    def _alphas_cumprod(self) -> Float[np.ndarray, "1000"]:
+    def _alphas_cumprod(self) -> Float[np.ndarray, " n"]:
         """ᾱ_t, the product of 1 − β up to t."""
         n, start, end = self.num_train_timesteps, self.beta_start, self.beta_end
         if self.beta_schedule == "linear":
@@ -173,11 +173,11 @@ class DDPMSchedule:
         """Timesteps drawn uniformly."""
         return jax.random.randint(key, shape, 0, self.num_train_timesteps)
 
-    def target(self, x: Array, noise: Array) -> Array:
+    def target(self, x: Float[Array, "*#b"], noise: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The noise for epsilon prediction; noise − x otherwise, as in the release."""
         return noise if self.prediction_type == "epsilon" else noise - x
 
-    def _timesteps(self, count: int) -> Int[np.ndarray, " s"]:
+    def _timesteps(self, count: int) -> Int[np.ndarray, " {count}"]:
         n = self.num_train_timesteps
         if self.timestep_spacing == "leading":
             return np.arange(count)[::-1] * (n // count) + self.steps_offset
@@ -235,7 +235,7 @@ def schedule_from_dict(values: Mapping[str, Any]) -> Schedule:
     return from_dict(_SCHEDULES, values, "schedule")
 
 
-def _shift(sigma: np.ndarray, shift: float) -> np.ndarray:
+def _shift(sigma: Float[np.ndarray, " n"], shift: float) -> Float[np.ndarray, " n"]:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 

@@ -38,8 +38,8 @@ def words(prompt: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=65536)
-def word_vector(word: str, dim: int) -> np.ndarray:
-    """The fixed vector [d] of a word, float32, before the position is added."""
+def word_vector(word: str, dim: int) -> Float[np.ndarray, " {dim}"]:
+    """The fixed vector of a word, float32, before the position is added."""
     digest = hashlib.shake_256(word.encode()).digest(2 * dim)
     return np.asarray(vectors(np.frombuffer(digest, "<u2")))
 
@@ -51,8 +51,8 @@ def vectors(digests: UInt16[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 @functools.lru_cache
-def position_vectors(length: int, dim: int) -> np.ndarray:
-    """Sine-cosine vectors [L, d] of the positions, float32."""
+def position_vectors(length: int, dim: int) -> Float[np.ndarray, "{length} {dim}"]:
+    """Sine-cosine vectors of the positions, float32."""
     frequency = 100.0 ** (-np.arange(dim // 2) / (dim // 2))
     angle = np.arange(length)[:, None] * frequency
     return np.concatenate([np.sin(angle), np.cos(angle)], -1).astype(np.float32)
@@ -71,7 +71,7 @@ class HashedTextEncoder:
 
     def encode(
         self, prompts: Sequence[str], length: int
-    ) -> tuple[Float[np.ndarray, "b L d"], Int[np.ndarray, " b"]]:
+    ) -> tuple[Float[np.ndarray, "b {length} d"], Int[np.ndarray, " b"]]:
         """Features and lengths; see `TextEncoder.encode`."""
         features = np.zeros((len(prompts), length, self.dim), np.float32)
         lengths = np.zeros(len(prompts), np.int32)

@@ -46,7 +46,7 @@ class TextEncoder(Protocol):
 
     def encode(
         self, prompts: Sequence[str], length: int
-    ) -> tuple[Float[np.ndarray, "b L d"], Int[np.ndarray, " b"]]:
+    ) -> tuple[Float[np.ndarray, "b {length} d"], Int[np.ndarray, " b"]]:
         """Features float32, and how many rows of each prompt are filled (int32).
 
         Prompts are cut at L = `length` rows; rows after the prompt's end are zero. An empty prompt

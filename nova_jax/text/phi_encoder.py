@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
 from nova_jax.text.interface import Tokens
@@ -75,7 +75,7 @@ class PhiTextEncoder:
 
     def encode(
         self, prompts: Sequence[str], length: int
-    ) -> tuple[Float[np.ndarray, "b L d"], Int[np.ndarray, " b"]]:
+    ) -> tuple[Float[np.ndarray, "b {length} d"], Int[np.ndarray, " b"]]:
         """Features and lengths; see `TextEncoder.encode`."""
         tokens = [list(self.tokenizer(text).input_ids)[:length] for text in prompts]
         features = np.zeros((len(prompts), length, self.dim), np.float32)
@@ -95,5 +95,5 @@ class PhiTextEncoder:
 
 
 @functools.partial(jax.jit, static_argnames="graph")
-def _run(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array) -> jax.Array:
+def _run(graph: nnx.GraphDef, state: nnx.State, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
     return nnx.merge(graph, state)(tokens).astype(jnp.float32)

@@ -126,7 +126,7 @@ def sample(
     return state[0][:, :tokens], state[1]
 
 
-def _padded(array: Array | None, tokens: int) -> Any:
+def _padded(array: Float[Array, "*b n d"] | None, tokens: int) -> Any:
     """With as many tokens, on the axis before the last."""
     if array is None:
         return None

@@ -9,7 +9,8 @@ on x: the (scale, shift, gate) of all blocks and steps are projected before the 
 fifths of the head's weights (`Modulations`). What is left in the loop are two D×D products a block
 (`HeadWeights`).
 
-Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values of a token, D width.
+Dimensions: S steps, L blocks, G guidance passes, B samples, n tokens, P values of a token, D width,
+V noise vectors that tokens outside the set are sums of.
 """
 
 import dataclasses
@@ -127,8 +128,8 @@ class Modulations:
     Their type is that of the computation.
     """
 
-    blocks: Float[Array, "l s gb n 3d"]
-    final: Float[Array, "s gb n 2d"]
+    blocks: Float[Array, "l s gb n d3"]
+    final: Float[Array, "s gb n d2"]
 
 
 State = tuple[Float[Array, "b n p"], Outside | None]
@@ -242,9 +243,9 @@ def update_outside(
     outside: Outside,
     factor: Float[Array, " b"] | None,
     step: Int[Array, ""],
-    keep: Array,
-    move: Array,
-    noise_scale: Array,
+    keep: Float[Array, ""],
+    move: Float[Array, ""],
+    noise_scale: Float[Array, ""],
 ) -> Outside:
     """The part outside the set after a step; vector 1 + `step` is the step's noise, if any."""
     grown = keep + move * (1.0 if factor is None else factor[:, None])
