@@ -34,6 +34,7 @@ from nova_jax.config import from_dict
 from nova_jax.distributed.mesh import (
     SampleParallelism,
     batch_sharding,
+    batch_ways,
     make_mesh,
     replicated,
 )
@@ -285,8 +286,7 @@ class NovaPipeline:
 
         Args:
             prompt: Prompts, or class labels of a class-conditional model; one or several.
-            num_inference_steps: Autoregressive steps of a frame (K in the paper).
-            num_diffusion_steps: Diffusion steps of each (S).
+            num_inference_steps, num_diffusion_steps: AR steps of a frame (K), diffusion steps (S).
             max_latent_length: T; also beyond the length of the training videos.
             guidance_scale: Classifier-free guidance; 1 turns it off.
             guidance_trunc: Network time, 0 to 1000, below which there is no guidance.
@@ -304,8 +304,7 @@ class NovaPipeline:
             key: Random key in place of a seed.
             latents: First latent frames of every video, in place of an image; one for all prompts
                 or one for each.
-            prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
-            negative_prompt_embeds: The same for the unconditional passes.
+            prompt_embeds, negative_prompt_embeds: Features `[rows, text_dim]` of each prompt.
             output_type: "latent" leaves latents as they are; "np" gives pictures as an array.
             num_frames: F, in place of `max_latent_length`.
             batch_size: Most samples to compute together, in all devices; bounds memory.
@@ -352,7 +351,8 @@ class NovaPipeline:
     def _run(self, request: Request, *, show_progress: bool) -> Output:
         """Encodes, generates and decodes, batch by batch."""
         devices = 1 if request.recorded else len(self._devices)
-        batches = request.batches(self._mesh or devices)
+        ways = devices if self._mesh is None else batch_ways(self._mesh)
+        batches = request.batches(ways, all_take_part=self._mesh is not None)
         mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
         latents, pixels = [], []
         with tqdm(
