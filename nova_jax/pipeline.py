@@ -237,8 +237,7 @@ class NovaPipeline:
 
         Args:
             prompt: Prompts, or class labels of a class-conditional model; one or several.
-            num_inference_steps: Autoregressive steps of a frame (K in the paper).
-            num_diffusion_steps: Diffusion steps of each (S).
+            num_inference_steps, num_diffusion_steps: AR steps of a frame (K), diffusion steps (S).
             max_latent_length: T; also beyond the length of the training videos.
             guidance_scale: Classifier-free guidance; 1 turns it off.
             guidance_trunc: Network time, 0 to 1000, below which there is no guidance.
@@ -305,7 +304,8 @@ class NovaPipeline:
     def _run(self, request: Request, *, show_progress: bool) -> Output:
         """Encodes, generates and decodes, batch by batch."""
         devices = 1 if request.recorded else len(self._devices)
-        batches = request.batches(self._mesh or devices)
+        ways = devices if self._mesh is None else self._mesh.ways("batch")
+        batches = request.batches(ways, all_take_part=self._mesh is not None)
         mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
         latents, pixels = [], []
         with tqdm(

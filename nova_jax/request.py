@@ -19,7 +19,6 @@ from PIL import Image
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_float
-from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.sampling.denoise import NoiseSource
@@ -112,10 +111,12 @@ class Request:
         """Samples."""
         return len(self.prompts) * self.copies
 
-    def batches(self, devices: MeshLayout | int) -> list[Batch]:
+    def batches(self, devices: int, *, all_take_part: bool) -> list[Batch]:
         """All samples, in batches of one size that devices share evenly; the last sample pads.
 
-        A mesh takes part as a whole; of other devices there need be no more than samples.
+        Args:
+            devices: Among how many devices samples are shared.
+            all_take_part: Also where there are fewer samples than devices.
 
         Raises:
             NovaError: what is recorded is for one batch and there are several.
@@ -124,9 +125,7 @@ class Request:
         if self.recorded and number > 1:
             raise NovaError("a given order or noise needs one batch; make batch_size larger")
         size = -(-self.count // number)
-        if isinstance(devices, MeshLayout):
-            size += -size % devices.ways("batch")
-        elif size > devices:
+        if all_take_part or size > devices:
             size += -size % devices
         samples = np.minimum(np.arange(number * size), self.count - 1).reshape(number, size)
         return [Batch(*(part.tolist() for part in divmod(row, self.copies))) for row in samples]
