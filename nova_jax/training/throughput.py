@@ -27,7 +27,7 @@ TRACED = 5
 class Throughput:
     """Times steps, from one look at the metrics to the next.
 
-    Compilation, evaluation, samples and checkpoints do not count: whoever is done with one calls
+    Compilation, validation, samples and checkpoints do not count: whoever is done with one calls
     `restart`.
 
     Args:
