@@ -110,9 +110,13 @@ class DiffusionHead(nnx.Module):
         """
         observe("diffusion_head.condition", condition)
         condition = constrain(jax.nn.silu(condition), *_COPIES)
-        h, _ = self.blocks(self.patch_embed(x), condition)
+        h = self.patch_embed(x)
+        observe("diffusion_head.patch_embed", h)
+        h, _ = self.blocks(h, condition)
         scale, shift = jnp.split(self.final_modulation(condition), 2, axis=-1)
-        return self.out(self.final_norm(h) * (1 + scale) + shift)
+        h = self.final_norm(h) * (1 + scale) + shift
+        observe("diffusion_head.norm", h)
+        return self.out(h)
 
     def weights(self) -> HeadWeights:
         """What the sampler's kernels compute with; the modulations are `modulations`."""

@@ -116,6 +116,7 @@ class Nova(nnx.Module):
         else:
             assert self.label_embed is not None and conditions.label is not None
             tokens = self.label_embed(conditions.label)
+        observe("label_embed" if self.text_embed is None else "text_embed", tokens)
         if self.motion_embed is None or conditions.flow is None:
             return tokens
         flow, fps = conditions.flow, conditions.fps

@@ -47,14 +47,19 @@ from nova_jax.training.step import training_step
 
 # Places of our forward pass, see `nova_jax.models.observe`, and what the release calls them.
 _PLACES = {
+    "text_embed": "text_embed",
+    "label_embed": "label_embed",
     "temporal_encoder.patch_embed": "video_encoder.patch_embed",
     "temporal_encoder.blocks": "video_encoder.blocks",
     "temporal_encoder.norm": "video_encoder",
     "temporal_encoder.mixer": "video_encoder.mixer",
     "spatial_decoder.encoder_blocks": "image_encoder.blocks",
+    "spatial_decoder.decoder_blocks": "image_encoder.blocks",
     "spatial_decoder": "image_encoder",
+    "diffusion_head.patch_embed": "image_decoder.patch_embed",
     "diffusion_head.condition": "image_decoder.time_cond_embed",
     "diffusion_head.blocks": "image_decoder.blocks",
+    "diffusion_head.norm": "image_decoder.norm",
     "diffusion_head": "image_decoder",
 }
 
@@ -302,6 +307,10 @@ def run_training(
         (state, metrics, parts, gradients), places = train_step(state, batch, draws)
         if step == 0:
             acts = _activations(places, config, draws)
+            # The release embeds all tokens before it takes the visible ones.
+            tokens = rearrange(model.tokens(batch["latents"]), "b t n p -> (b t) n p")
+            embed: Any = nnx.jit(lambda model, tokens: model.spatial_decoder.patch_embed(tokens))
+            acts["image_encoder.patch_embed"] = np.asarray(embed(model, tokens))
             results |= {f"train.act.{key}": value for key, value in acts.items()}
         hidden = jnp.broadcast_to(parts.weight[None, :, None], (*draws.order.shape, 1))
         results[f"{name}.mask"] = np.asarray(to_row_major(hidden, draws.order))
@@ -323,14 +332,17 @@ def _activations(places: Places, config: NovaConfig, draws: TrainingDraws) -> Ar
     fixed number; so has the diffusion head, with noisy copies on an axis of their own. The release
     pads nothing, has only the visible tokens in reveal order, and counts copies as frames.
     """
-    visible = config.indicator_tokens + int(draws.num_visible)
+    indicators, half = config.indicator_tokens, config.spatial_decoder_size.depth // 2
     frames, inverse = np.arange(len(draws.order))[:, None], np.argsort(draws.order, axis=1)
     results: Arrays = {}
     for place, value in places.items():
         stack, _, index = place.rpartition(".")
         x = np.asarray(value)
         if stack == "spatial_decoder.encoder_blocks":
-            x = x[:, :visible]
+            x = x[:, : indicators + int(draws.num_visible)]
+        elif stack == "spatial_decoder.decoder_blocks":
+            rows = x[:, indicators:][frames, inverse]
+            x, index = np.concatenate([x[:, :indicators], rows], axis=1), str(half + int(index))
         elif place == "spatial_decoder" or place.startswith("diffusion_head"):
             x = rearrange(x[..., frames, inverse, :], "... f n d -> (... f) n d")
         if place in _PLACES:

@@ -74,7 +74,7 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer):
     [
         ("spatial_decoder.mask_token", lambda x: x.at[0].set(jnp.nan), "the parameter spatial"),
         # Finite parameters whose products are not.
-        ("text_embed.projection.bias", lambda x: x + 3e38, "the condition tokens"),
+        ("text_embed.projection.bias", lambda x: x + 3e38, "text_embed"),
         (
             "spatial_decoder.decoder_blocks.block.norm2.scale",
             lambda x: x + 3e38,
