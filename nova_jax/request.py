@@ -159,7 +159,7 @@ class Output:
 
     latents: Float[np.ndarray, "b t h w c"]
     frames: np.ndarray
-    images: list[Image.Image] | UInt8[np.ndarray, "b h w 3"] | None
+    images: list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None
     fps: float
 
     @classmethod
@@ -255,10 +255,8 @@ def check_seeds(
     return [seed_key(seed) if key is None else key for seed in seeds]
 
 
-def check_latents(
-    latents: Float[np.ndarray, "#p g h w c"], count: int, frames: int, config: NovaConfig
-) -> FirstFrames:
-    """Latents that the videos of so many prompts begin with.
+def check_latents(latents: np.ndarray, count: int, frames: int, config: NovaConfig) -> FirstFrames:
+    """Latents, [1 or P, g, h, w, C], that the videos of so many prompts begin with.
 
     Raises:
         NovaError: they are not of this model, or nothing is left to generate.
@@ -280,14 +278,14 @@ def check_latents(
 
 
 def encode_image(
-    image: UInt8[np.ndarray, "h w 3"] | Image.Image,
+    image: np.ndarray | Image.Image,
     count: int,
     frames: int,
     *,
     size: tuple[int, int],
     codec: VideoCodec,
 ) -> FirstFrames:
-    """A picture that becomes the first frame of the videos of so many prompts.
+    """A picture, uint8 [H, W, 3], that becomes the first frame of the videos of so many prompts.
 
     Raises:
         NovaError: it is no picture, or there are no more frames than it.

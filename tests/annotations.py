@@ -25,6 +25,8 @@ UNCHECKED = ("nova_jax.digits.judges",)
 # What stands for arrays in dataclasses that say where arrays go.
 _INSTEAD = jax.ShapeDtypeStruct | jax.sharding.Sharding
 _CONFIG = BeartypeConf(is_pep484_tower=True)
+# Dataclasses whose fields are being looked through.
+_open: set[Any] = set()
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,7 +54,13 @@ def _with_shapes(hints: Mapping[str, Any], names: dict[str, Any]) -> dict[str, A
 
 def _has_shape(hint: Any) -> bool:
     if dataclasses.is_dataclass(hint):
-        return bool(_fields(hint))
+        if hint in _open:  # a field may be of the class that it belongs to
+            return False
+        _open.add(hint)
+        try:
+            return bool(_fields(hint))
+        finally:
+            _open.remove(hint)
     is_array = isinstance(hint, type) and issubclass(hint, AbstractArray)
     return is_array or any(map(_has_shape, get_args(hint)))
 

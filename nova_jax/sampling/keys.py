@@ -9,13 +9,13 @@ What is derived here never changes: seeds would give other videos.
 from __future__ import annotations
 
 import jax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Integer, Key
 
 # Validation draws the same whatever the run's seed is.
 _VALIDATION_SEED = 20241220
 
 
-def seed_key(seed: int | Int[Array, ""]) -> Key[Array, ""]:
+def seed_key(seed: int | Integer[Array, ""]) -> Key[Array, ""]:
     """Of a seed; a caller may have a key of its own in place of one."""
     return jax.random.key(seed)
 

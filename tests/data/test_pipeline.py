@@ -45,7 +45,8 @@ def assert_same(some, others):
 def clips_of(batches):
     """How often each clip of `SOURCE` is in the batches."""
     known = {
-        PixelCodec().encode(to_float(clip["frames"])).tobytes(): i for i, clip in enumerate(SOURCE)
+        PixelCodec().encode(to_float(clip["frames"])[None]).tobytes(): i
+        for i, clip in enumerate(SOURCE)
     }
     counts = np.zeros(len(SOURCE), int)
     for batch in batches:

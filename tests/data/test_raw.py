@@ -55,7 +55,7 @@ def test_pixels_become_batches_as_digits_do(directory):
     frames = [record["frames"] for record in Records(directory).read(range(6))]
     videos = [clip for clip in frames if len(clip) == 3]
     (held_out,) = data.held_out(settings, 1)
-    wanted = PixelCodec().encode(to_float(videos[-1]))
+    (wanted,) = PixelCodec().encode(to_float(videos[-1])[None])
     for clip in held_out["latents"]:  # there is one, so it is there twice
         np.testing.assert_array_equal(clip, wanted)
     np.testing.assert_array_equal(source.images().batch([0])["frames"][0, 0], videos[0][1])
