@@ -395,10 +395,7 @@ class LatentsDataset:
 
 
 def _check_encoding(
-    source: Records,
-    model: NovaConfig,
-    codec: VideoCodec | None,
-    text_encoder: TextEncoder | None,
+    source: Records, model: NovaConfig, codec: VideoCodec | None, text_encoder: TextEncoder | None
 ) -> None:
     """Raises a `NovaError` if records are not of what the run uses."""
     encoding = source.metadata.encoding

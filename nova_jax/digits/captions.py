@@ -141,13 +141,7 @@ def caption(
 
 
 def numbered_caption(
-    digit: int,
-    color: str,
-    path: str | None,
-    speed: str | None,
-    number: int,
-    *,
-    short: bool = False,
+    digit: int, color: str, path: str | None, speed: str | None, number: int, *, short: bool = False
 ) -> str:
     """Returns the wording that `number` picks for a clip, or for a picture.
 

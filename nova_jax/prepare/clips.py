@@ -266,9 +266,7 @@ def find_shots(frames: Iterable[Frame], config: ClipConfig) -> Iterator[tuple[Fr
     from scenedetect import AdaptiveDetector, FrameTimecode
 
     detector = AdaptiveDetector(
-        adaptive_threshold=config.shot_ratio,
-        min_content_val=config.shot_threshold,
-        min_scene_len=0,
+        adaptive_threshold=config.shot_ratio, min_content_val=config.shot_threshold, min_scene_len=0
     )
     late, shown = detector.window_width, itertools.count()
     held: deque[Frame] = deque()

@@ -21,14 +21,7 @@ import numpy as np
 
 from nova_jax.errors import NovaError
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
-from nova_jax.prepare.clips import (
-    ArrayFrame,
-    Clip,
-    ClipConfig,
-    Unusable,
-    cut_clips,
-    picture_clip,
-)
+from nova_jax.prepare.clips import ArrayFrame, Clip, ClipConfig, Unusable, cut_clips, picture_clip
 from nova_jax.prepare.manifest import Item
 
 CODEWITHGPU, TFDS = "codewithgpu:", "tfds://"
