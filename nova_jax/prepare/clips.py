@@ -90,9 +90,9 @@ class Clip:
     """Frames of one shot, ready to be encoded, and what is said of them.
 
     Attributes:
+      item: the row that it is of.
       frames: uint8 [F, H, W, 3]; with no frames, where it was encoded before.
       moments: float16 [T, h, w, M] of a clip that was encoded before; else None.
-      caption, short_caption, label: see `nova_jax.prepare.manifest.Item`.
       fps: frames per second, of the frames that are kept; 0 for a picture.
       flow: motion score, see `nova_jax.data.motion`.
       start: seconds into the file.
@@ -100,10 +100,8 @@ class Clip:
       phash: perceptual hash of the middle frame, 64 bits.
     """
 
+    item: Item
     frames: np.ndarray
-    caption: str
-    short_caption: str
-    label: int
     fps: float
     flow: float
     start: float
@@ -220,10 +218,8 @@ def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
     """Makes a clip of one frame of a picture, uint8 [H, W, 3]."""
     frame, size = ArrayFrame(pixels, 0.0).fitted(config.sizes)
     return Clip(
+        item=item,
         frames=frame[None],
-        caption=item.caption,
-        short_caption=item.short_caption,
-        label=item.label,
         fps=0.0,
         flow=0.0,
         start=0.0,
@@ -320,13 +316,11 @@ class _Cutter:
         length = max((f for f in self.config.frames if f <= len(kept)), default=0)
         if not length:
             return None
-        frames, item = np.stack(kept[:length]), self.item
+        frames = np.stack(kept[:length])
         seconds = times[length - 1] - times[0]
         return Clip(
+            item=self.item,
             frames=frames,
-            caption=item.caption,
-            short_caption=item.short_caption,
-            label=item.label,
             fps=(length - 1) / seconds if length > 1 and seconds > 0 else 0.0,
             flow=float(motion_score(frames[None])[0]),
             start=times[0],
