@@ -326,7 +326,7 @@ class Records:
             for start, shard in zip(self._starts, self.metadata.shards, strict=False)
             if shard.bucket == bucket
         ]
-        return np.concatenate(parts) if parts else np.arange(0)
+        return np.concatenate([np.arange(0), *parts])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Reads records: arrays that cannot be written to, strings, numbers.
