@@ -89,7 +89,6 @@ def open_codewithgpu(directory: Path) -> tuple[list[Item], Read]:
                 moments=np.ascontiguousarray(moments.transpose(1, 2, 3, 0)),
                 fps=DEFAULT_FPS if video else 0.0,
                 flow=flow if video else 0.0,
-                start=0.0,
                 source_size=(0, 0),
                 phash=0,
             )
