@@ -259,18 +259,11 @@ class LatentsDataset:
         numbers: np.ndarray,
         places: np.ndarray,
     ) -> Batch:
-        """Reads records and makes a training batch of them.
+        """Makes a training batch of the records at some places in a pool.
 
-        What is drawn for a sample depends on its number in the stream alone, not on the batch or
-        the process that it is in.
-
-        Args:
-          pool: the records.
-          config: the probabilities of what is drawn.
-          seed: seed of everything drawn. None draws nothing: latents are the mean of the moments,
-            captions are the long ones, and nothing is dropped.
-          numbers: of B samples in the stream.
-          places: of their records in the pool.
+        What is drawn for a sample depends on `seed` and its number in the stream alone, not on the
+        batch or the process that it is in. Without a seed nothing is drawn: latents are the mean
+        of the moments, captions are the long ones, and nothing is dropped.
         """
         records = pool.read(places)
         model, (frames, height, width) = self.model, records[0]["moments"].shape[:3]

@@ -118,11 +118,10 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator of training batches, each the share of one process.
+    """Returns an endless iterator of training batches, see `Dataset.batches`.
 
-    `get_state()` and `set_state()` save and restore the position: the batches after it are the same
-    to the bit, on any number of processes and workers. Process p of P takes the p-th of P equal
-    parts of every batch that one process alone would see, with the same random choices.
+    Process p of P takes the p-th of P equal parts of every batch that one process alone would see,
+    with the same random choices.
 
     Raises:
       NovaError: a batch size that the processes cannot share equally.
@@ -161,9 +160,7 @@ def alternate(
 ) -> grain.DatasetIterator:
     """An iterator over batches of videos and of pictures, in the pattern that `config` asks for.
 
-    Args:
-      videos, pictures: make endless datasets of batches; only those in the pattern are made.
-      config: their shares, and who prepares them.
+    `videos` and `pictures` make endless datasets of batches; only those in the pattern are made.
     """
     first, fraction = config.picture_batches_first, config.video_fraction
     if fraction == 1:

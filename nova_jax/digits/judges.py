@@ -108,9 +108,7 @@ def measure_motion(clip: Clip) -> tuple[str | None, float, float]:
 def agreement(verdicts: Sequence[Verdict], truth: Mapping[str, Sequence]) -> dict[str, float]:
     """The share of verdicts that agree with the truth in each trait, 0..1.
 
-    Args:
-      verdicts: What the judges saw in each clip.
-      truth: What they should see, by trait; clips as `DigitsSource.batch` returns them will do.
+    The truth is a list of what the judges should see by trait, as `DigitsSource.batch` returns it.
     """
     return {
         trait: float(np.mean([getattr(seen, trait) for seen in verdicts] == np.array(truth[trait])))

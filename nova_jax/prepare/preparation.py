@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -358,22 +358,18 @@ class _Run:
             if not all(np.isfinite(array).all() for array in arrays.values()):
                 part.skipped.append((clip.item.name, "its latents or text features are not finite"))
                 continue
-            part.write(bucket, {**arrays, **_facts(clip)})
+            item, (height, width) = clip.item, clip.source_size
+            record = {
+                "caption": item.caption,
+                "short_caption": item.short_caption,
+                "label": item.label,
+                "flow": clip.flow,
+                "fps": clip.fps,
+                "source": item.name,
+                "start": clip.start,
+                "height": height,
+                "width": width,
+                "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
+            }
+            part.write(bucket, {**record, **arrays})
             self.clips += 1
-
-
-def _facts(clip: Clip) -> dict[str, Any]:
-    """The fields of a record besides its arrays."""
-    item, (height, width) = clip.item, clip.source_size
-    return {
-        "caption": item.caption,
-        "short_caption": item.short_caption,
-        "label": item.label,
-        "flow": clip.flow,
-        "fps": clip.fps,
-        "source": item.name,
-        "start": clip.start,
-        "height": height,
-        "width": width,
-        "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
-    }
