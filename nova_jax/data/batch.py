@@ -15,6 +15,7 @@ for a training step, a batch may also have "caption" (B strings) and "dropped" (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -63,16 +64,6 @@ def abstract_batch(
     }
 
 
-def zero_batch(
-    model: NovaConfig,
-    *,
-    size: int,
-    frames: int,
-    latent_size: tuple[int, int] | None = None,
-    text_dtype: DTypeLike = np.float32,
-) -> Batch:
-    """Returns a batch of zeros, for a dataset to fill; see `abstract_batch`."""
-    like = abstract_batch(
-        model, size=size, frames=frames, latent_size=latent_size, text_dtype=text_dtype
-    )
+def zero_batch(like: Mapping[str, jax.ShapeDtypeStruct]) -> Batch:
+    """Returns a batch of zeros, for a dataset to fill, of what `abstract_batch` says."""
     return {name: np.zeros(array.shape, array.dtype) for name, array in like.items()}

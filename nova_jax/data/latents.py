@@ -13,7 +13,9 @@ Letters in shapes:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,10 +25,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.interface import VideoCodec
-from nova_jax.data.batch import Batch, zero_batch
+from nova_jax.data.batch import Batch, abstract_batch, zero_batch
 from nova_jax.data.fingerprints import probe_codec, probe_text, same_probe
-from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, iterate, share_of
-from nova_jax.data.records import Bucket, Encoding, Records
+from nova_jax.data.pipeline import EPOCHS, BatchIterator, DataConfig, alternate, share_of
+from nova_jax.data.records import Encoding, Records
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.text.interface import TextEncoder
@@ -118,81 +120,6 @@ class Pool:
         return found
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MakeBatch:
-    """Reads records and makes a training batch of them.
-
-    What is drawn for a sample depends on its number in the stream alone, not on the batch or the
-    process that it is in.
-
-    Attributes:
-      pool: the records.
-      model: the model that the batch is for.
-      config: the probabilities of what is drawn.
-      seed: seed of everything drawn. None draws nothing: latents are the mean of the moments,
-        captions are the long ones, and nothing is dropped.
-      picture_fps: frames per second that the model is told of pictures.
-      keep_captions: see `nova_jax.training.datasets.build_dataset`.
-    """
-
-    pool: Pool
-    model: NovaConfig
-    config: DataConfig
-    seed: int | None
-    picture_fps: float
-    keep_captions: bool
-
-    def __call__(self, numbers_and_places: tuple[np.ndarray, np.ndarray]) -> Batch:
-        """Returns a batch, see `nova_jax.data.batch`.
-
-        Args:
-          numbers_and_places: the numbers of B samples in the stream, and the places of their
-            records in the pool.
-        """
-        numbers, places = numbers_and_places
-        records = self.pool.read(places)
-        model, (frames, *latent_size) = self.model, records[0]["moments"].shape[:3]
-        batch = zero_batch(
-            model,
-            size=len(records),
-            frames=frames,
-            latent_size=tuple(latent_size),
-            text_dtype=LatentsConfig.text_dtype,
-        )
-        captions, drops = [], []
-        for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
-            rng = None if self.seed is None else np.random.default_rng([self.seed, int(number)])
-            short, dropped, any_flow = self._choices(rng)
-            batch["latents"][i] = sample_latents(record, rng)
-            batch["flow"][i] = self.config.default_flow if any_flow else record["flow"]
-            batch["fps"][i] = record["fps"] if frames > 1 else self.picture_fps
-            # A record without a short caption has only the long one.
-            form = "short_" if short and record["short_caption"] else ""
-            if model.text_dim is None:
-                batch["label"][i] = model.num_classes if dropped else record["label"]
-            elif not dropped:
-                rows = record[f"{form}text"][: model.text_length]
-                batch["text"][i, : len(rows)] = rows
-                batch["text_length"][i] = len(rows)
-            captions.append(record[f"{form}caption"])
-            drops.append(dropped)
-        if self.keep_captions:
-            batch |= {"caption": captions, "dropped": np.array(drops)}
-        return batch
-
-    def _choices(self, rng: np.random.Generator | None) -> tuple[bool, bool, bool]:
-        """Says whether to take the short caption, drop the caption, and drop the motion score."""
-        if rng is None:
-            return False, False, False
-        config = self.config
-        short, dropped, any_flow = rng.random(3) < (
-            config.short_caption_fraction,
-            config.text_dropout,
-            config.flow_dropout,
-        )
-        return bool(short), bool(dropped), bool(any_flow)
-
-
 def sample_latents(record: Mapping[str, Any], rng: np.random.Generator | None) -> np.ndarray:
     """Samples the latents of a record, as the transformer sees them.
 
@@ -247,8 +174,12 @@ class LatentsDataset:
         self.sources = tuple(Records(Path(source.path)) for source in config.sources)
         for source in self.sources:
             _check_encoding(source, model, codec, text_encoder)
-        self.shapes, left_out = self._shapes()
-        if left_out:
+        counts: Counter[Shape] = Counter()
+        for source in self.sources:
+            for shard in source.metadata.shards:
+                counts[source.metadata.buckets[shard.bucket].latent] += shard.records
+        self.shapes = sorted(shape for shape in +counts if self._fits(shape))
+        if left_out := counts.total() - sum(counts[shape] for shape in self.shapes):
             logger.warning(
                 "%d records are left out: of sizes that tokens of %dx%d latents do not fit, or "
                 "not of the model's %dx%d where dataset.sizes is 'model', or of videos for a "
@@ -281,13 +212,12 @@ class LatentsDataset:
 
         def stream(shape: Shape, size: str) -> grain.MapDataset:
             whole = getattr(config, size)
-            share = share_of(whole, process_count, size)
-            mine = slice(process_index * share, (process_index + 1) * share)
+            mine = share_of(whole, process_index, process_count, size)
             pool = self._pool(shape, held_out=False)
             seeds = np.random.SeedSequence([config.seed, *shape]).generate_state(2)
             order = self._order(pool, int(seeds[0])).map_with_index(lambda i, place: (i, place))
-            make = self._make(pool, config, seed=int(seeds[1]))
-            return order.batch(whole).map(lambda batch: make((batch[0][mine], batch[1][mine])))
+            make = functools.partial(self._batch, pool, config, int(seeds[1]))
+            return order.batch(whole).map(lambda batch: make(*(part[mine] for part in batch)))
 
         def mixed(shapes: Sequence[Shape], size: str) -> grain.MapDataset:
             sizes = [len(self._pool(shape, held_out=False)) for shape in shapes]
@@ -308,47 +238,67 @@ class LatentsDataset:
             return mixed(stills, "image_batch_size")
 
         if self.model.frames == 1:
-            return iterate(mixed(stills, "batch_size"), config)
+            return BatchIterator(mixed(stills, "batch_size"), config)
         return alternate(lambda: mixed(videos, "batch_size"), pictures, config)
 
     def held_out(
         self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Mapping[str, Any]]:
         """See `nova_jax.data.pipeline.Dataset`; few records are taken more than once."""
-        share = share_of(config.batch_size, process_count, "batch_size")
+        mine = share_of(config.batch_size, process_index, process_count, "batch_size")
         pool = self._pool(self.main, held_out=bool(self.config.held_out))
-        make = self._make(pool, config, seed=None)
-        for number in range(count):
-            first = number * config.batch_size + process_index * share
-            places = np.arange(first, first + share)
-            yield make((places, places % len(pool)))
+        for first in range(0, count * config.batch_size, config.batch_size):
+            places = np.arange(first, first + config.batch_size)[mine]
+            yield self._batch(pool, config, None, places, places % len(pool))
 
-    def _make(self, pool: Pool, config: DataConfig, *, seed: int | None) -> MakeBatch:
-        return MakeBatch(
-            pool=pool,
-            model=self.model,
-            config=config,
-            seed=seed,
-            picture_fps=self.config.fps,
-            keep_captions=self.keep_captions,
+    def _batch(
+        self,
+        pool: Pool,
+        config: DataConfig,
+        seed: int | None,
+        numbers: np.ndarray,
+        places: np.ndarray,
+    ) -> Batch:
+        """Makes a training batch of the records at some places in a pool.
+
+        What is drawn for a sample depends on `seed` and its number in the stream alone, not on the
+        batch or the process that it is in. Without a seed nothing is drawn: latents are the mean
+        of the moments, captions are the long ones, and nothing is dropped.
+        """
+        records = pool.read(places)
+        model, (frames, height, width) = self.model, records[0]["moments"].shape[:3]
+        like = abstract_batch(
+            model,
+            size=len(records),
+            frames=frames,
+            latent_size=(height, width),
+            text_dtype=LatentsConfig.text_dtype,
         )
+        batch, captions, drops = zero_batch(like), [], []
+        for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
+            rng, short, dropped, any_flow = None, False, False, False
+            if seed is not None:
+                rng = np.random.default_rng([seed, int(number)])
+                short, dropped, any_flow = config.choices(rng.random(3))
+            batch["latents"][i] = sample_latents(record, rng)
+            batch["flow"][i] = config.default_flow if any_flow else record["flow"]
+            batch["fps"][i] = record["fps"] if frames > 1 else self.config.fps
+            # A record without a short caption has only the long one.
+            form = "short_" if short and record["short_caption"] else ""
+            if model.text_dim is None:
+                batch["label"][i] = model.num_classes if dropped else record["label"]
+            elif not dropped:
+                rows = record[f"{form}text"][: model.text_length]
+                batch["text"][i, : len(rows)] = rows
+                batch["text_length"][i] = len(rows)
+            captions.append(record[f"{form}caption"])
+            drops.append(dropped)
+        if self.keep_captions:
+            batch |= {"caption": captions, "dropped": np.array(drops)}
+        return batch
 
-    def _shapes(self) -> tuple[list[Shape], int]:
-        """Shapes of the records to train on, and how many others there are."""
-        shapes: set[Shape] = set()
-        left_out = 0
-        for source in self.sources:
-            for number, bucket in enumerate(source.metadata.buckets):
-                if not (records := len(source.of_bucket(number))):
-                    continue
-                if self._fits(bucket):
-                    shapes.add(bucket.latent)
-                else:
-                    left_out += records
-        return sorted(shapes), left_out
-
-    def _fits(self, bucket: Bucket) -> bool:
-        frames, *size = bucket.latent
+    def _fits(self, shape: Shape) -> bool:
+        frames, *size = shape
         if frames > 1 and self.model.frames == 1:
             return False
         if self.config.sizes == "model":
@@ -359,46 +309,41 @@ class LatentsDataset:
         """Records of this shape; those kept for evaluation, or all others."""
 
         def of(source: Records) -> np.ndarray:
-            numbers = [
-                number
-                for number, bucket in enumerate(source.metadata.buckets)
-                if bucket.latent == shape
-            ]
-            parts = [source.of_bucket(number) for number in numbers]
-            return np.concatenate(parts) if parts else np.arange(0)
+            buckets = enumerate(source.metadata.buckets)
+            parts = [source.of_bucket(n) for n, bucket in buckets if bucket.latent == shape]
+            return np.concatenate([np.arange(0), *parts])
 
         indices = [of(source) for source in self.sources]
         if shape == self.main:
             # From the end, source by source from the last: neighbors are of one video.
             left = self.config.held_out
             for number in reversed(range(len(indices))):
-                kept = min(left, len(indices[number]))
-                cut = len(indices[number]) - kept
+                cut = max(len(indices[number]) - left, 0)
+                left -= len(indices[number]) - cut
                 indices[number] = indices[number][cut:] if held_out else indices[number][:cut]
-                left -= kept
         return Pool(self.sources, tuple(indices))
 
     def _order(self, pool: Pool, seed: int) -> grain.MapDataset:
         """An endless order of the records of a pool, shuffled anew each epoch."""
-        sizes = [len(indices) for indices in pool.indices]
-        weights = [source.weight for source in self.config.sources]
-        if len({w for w, size in zip(weights, sizes, strict=True) if size}) == 1:
-            return grain.MapDataset.range(len(pool)).shuffle(seed=seed).repeat(EPOCHS)
-        starts = np.cumsum([0, *sizes])
-        streams = [
-            grain.MapDataset.range(int(start), int(start + size)).shuffle(seed=seed).repeat(EPOCHS)
-            for start, size in zip(starts, sizes, strict=False)
-            if size
+
+        def shuffled(start: int, end: int) -> grain.MapDataset:
+            return grain.MapDataset.range(start, end).shuffle(seed=seed).repeat(EPOCHS)
+
+        ends = np.cumsum([len(indices) for indices in pool.indices]).tolist()
+        parts = [
+            (source.weight, end - len(indices), end)
+            for source, indices, end in zip(self.config.sources, pool.indices, ends, strict=True)
+            if len(indices)
         ]
-        shares = np.array([w * size for w, size in zip(weights, sizes, strict=True) if size])
+        if len({weight for weight, *_ in parts}) == 1:
+            return shuffled(0, len(pool))
+        shares = np.array([weight * (end - start) for weight, start, end in parts])
+        streams = [shuffled(start, end) for _, start, end in parts]
         return grain.MapDataset.mix(streams, list(shares / shares.sum()))
 
 
 def _check_encoding(
-    source: Records,
-    model: NovaConfig,
-    codec: VideoCodec | None,
-    text_encoder: TextEncoder | None,
+    source: Records, model: NovaConfig, codec: VideoCodec | None, text_encoder: TextEncoder | None
 ) -> None:
     """Raises a `NovaError` if records are not of what the run uses."""
     encoding = source.metadata.encoding
@@ -406,11 +351,11 @@ def _check_encoding(
         raise NovaError(
             f"{source.directory} holds pixels (--raw), not latents; give dataset.type 'raw'"
         )
-    facts = [("latent_channels", model.latent_channels, encoding.channels)]
-    if model.text_dim is not None:
-        facts.append(("text_dim", model.text_dim, encoding.text_dim))
-    for name, wanted, there in facts:
-        if wanted != there:
+    for name, wanted, there in (
+        ("latent_channels", model.latent_channels, encoding.channels),
+        ("text_dim", model.text_dim, encoding.text_dim),  # None of a model of classes
+    ):
+        if wanted not in (None, there):
             raise NovaError(
                 f"config.model.{name} is {wanted}, the records of {source.directory} have {there}; "
                 "make them equal"
@@ -418,16 +363,11 @@ def _check_encoding(
     if model.text_length is not None and encoding.text_length < model.text_length:
         logger.warning(
             "captions in %s are cut at %d tokens, config.model.text_length is %d",
-            source.directory,
-            encoding.text_length,
-            model.text_length,
+            *(source.directory, encoding.text_length, model.text_length),
         )
-    probes = {
-        "codec": codec is None or same_probe(encoding.codec_probe, probe_codec(codec)),
-        "text_encoder": text_encoder is None
-        or same_probe(encoding.text_probe, probe_text(text_encoder)),
-    }
-    for section, same in probes.items():
+    same_codec = codec is None or same_probe(encoding.codec_probe, probe_codec(codec))
+    same_text = text_encoder is None or same_probe(encoding.text_probe, probe_text(text_encoder))
+    for section, same in (("codec", same_codec), ("text_encoder", same_text)):
         if not same:
             raise NovaError(
                 f"config.{section} is not what {source.directory} was prepared with, which was "

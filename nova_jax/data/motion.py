@@ -16,15 +16,9 @@ cv2.setNumThreads(1)
 SHRINK = 2
 #: Farneback (2003). OpenCV itself leaves out pyramid levels smaller than 32 pixels: tiny frames
 #: use one level, real videos three.
-_FARNEBACK: dict[str, Any] = {
-    "pyr_scale": 0.5,
-    "levels": 3,
-    "winsize": 9,
-    "iterations": 1,
-    "poly_n": 3,
-    "poly_sigma": 0.8,
-    "flags": 0,
-}
+_FARNEBACK: dict[str, Any] = dict(
+    pyr_scale=0.5, levels=3, winsize=9, iterations=1, poly_n=3, poly_sigma=0.8, flags=0
+)
 
 
 def motion_score(clips: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from nova_jax.data.transforms import ChooseConditions, Encode
+from nova_jax.data.transforms import Encode
 from nova_jax.errors import NovaError
 
 #: As good as endless, and sums of such lengths still fit an index.
@@ -98,6 +98,18 @@ class DataConfig:
             if getattr(self, name) < 0:
                 raise NovaError(f"{name} must not be negative, not {getattr(self, name)}")
 
+    def choices(self, draws: np.ndarray) -> np.ndarray:
+        """Whether to take the short caption, to drop the caption, and to drop the motion score.
+
+        A sample without its caption has no text rows, which is what the model learns the
+        unconditional case from (classifier-free guidance). A dropped motion score is
+        `default_flow`, so that the model learns to take it for "as the caption says".
+
+        Args:
+          draws: random numbers, uniform over [0, 1), [3] or [3, B]; the answers have their shape.
+        """
+        return (draws.T < (self.short_caption_fraction, self.text_dropout, self.flow_dropout)).T
+
 
 def make_iterator(
     source: ClipSource,
@@ -106,32 +118,31 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator of training batches, each the share of one process.
+    """Returns an endless iterator of training batches, see `Dataset.batches`.
 
-    `get_state()` and `set_state()` save and restore the position: the batches after it are the same
-    to the bit, on any number of processes and workers. Process p of P takes the p-th of P equal
-    parts of every batch that one process alone would see, with the same random choices.
+    Process p of P takes the p-th of P equal parts of every batch that one process alone would see,
+    with the same random choices.
 
     Raises:
       NovaError: a batch size that the processes cannot share equally.
     """
-    choose = ChooseConditions(
-        short_fraction=config.short_caption_fraction,
-        text_dropout=config.text_dropout,
-        flow_dropout=config.flow_dropout,
-        default_flow=config.default_flow,
-    )
 
     def stream(kind: int, clips: ClipSource, size: str) -> grain.MapDataset:
         whole = getattr(config, size)
-        share = share_of(whole, process_count, size)
-        mine = slice(process_index * share, (process_index + 1) * share)
+        mine = share_of(whole, process_index, process_count, size)
         seeds = np.random.SeedSequence([config.seed, kind]).generate_state(2)
         order = grain.MapDataset.range(len(clips)).shuffle(seed=int(seeds[0])).repeat(EPOCHS)
 
         def load(indices: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+            batch = clips.batch(indices[mine])
             draws = rng.random((3, whole))  # of all processes, so that their number is no matter
-            return choose(clips.batch(indices[mine]), draws[:, mine])
+            short, dropped, any_flow = config.choices(draws[:, mine])
+            forms = zip(batch["caption"], batch["short_caption"], short, strict=True)
+            return batch | {
+                "caption": [brief if use else full for full, brief, use in forms],
+                "dropped": dropped,
+                "flow": np.where(any_flow, np.float32(config.default_flow), batch["flow"]),
+            }
 
         return order.batch(whole).random_map(load, seed=int(seeds[1]))
 
@@ -149,9 +160,7 @@ def alternate(
 ) -> grain.DatasetIterator:
     """An iterator over batches of videos and of pictures, in the pattern that `config` asks for.
 
-    Args:
-      videos, pictures: make endless datasets of batches; only those in the pattern are made.
-      config: their shares, and who prepares them.
+    `videos` and `pictures` make endless datasets of batches; only those in the pattern are made.
     """
     first, fraction = config.picture_batches_first, config.video_fraction
     if fraction == 1:
@@ -162,7 +171,7 @@ def alternate(
         batches = grain.MapDataset.mix([videos(), pictures()[first:]], [fraction, 1 - fraction])
     if first:
         batches = grain.MapDataset.concatenate([pictures()[:first], batches])
-    return iterate(batches, config)
+    return BatchIterator(batches, config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,20 +223,19 @@ def make_evaluation_iterator(
     Raises:
       NovaError: a batch size that the processes cannot share equally, or too few clips for a batch.
     """
-    share = share_of(config.batch_size, process_count, "batch_size")
+    mine = share_of(config.batch_size, process_index, process_count, "batch_size")
     if len(source) < config.batch_size:
         raise NovaError(
             f"{len(source)} clips do not fill a batch of {config.batch_size}; make batch_size "
             "smaller or num_clips larger"
         )
-    mine = slice(process_index * share, (process_index + 1) * share)
     whole = grain.MapDataset.range(len(source)).batch(config.batch_size, drop_remainder=True)
     batches = whole.map(lambda indices: source.batch(indices[mine]))
-    return iterate(batches.map(encode), config)
+    return BatchIterator(batches.map(encode), config)
 
 
-def share_of(size: int, process_count: int, name: str) -> int:
-    """Samples of each process in a batch of `size`; `name` is what messages call that.
+def share_of(size: int, process_index: int, process_count: int, name: str) -> slice:
+    """Which samples of a batch of `size` are those of a process; messages call the size `name`.
 
     Raises:
       NovaError: the processes cannot share it equally.
@@ -236,21 +244,19 @@ def share_of(size: int, process_count: int, name: str) -> int:
         raise NovaError(
             f"{name} {size} is not divisible by {process_count} processes; choose a multiple"
         )
-    return size // process_count
+    share = size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
 
 
-def iterate(batches: grain.MapDataset, config: DataConfig) -> grain.DatasetIterator:
-    """An iterator over batches, prepared by threads or processes as `config` says."""
-    return _BatchIterator(batches, config)
+class BatchIterator(grain.DatasetIterator):
+    """Batches, prepared by threads or processes as `config` says.
 
-
-class _BatchIterator(grain.DatasetIterator):
-    """Its state is the number of batches taken, whoever prepares them; Grain's own is not."""
+    Its state is the number of batches taken, whoever prepares them; Grain's own is not.
+    """
 
     def __init__(self, batches: grain.MapDataset, config: DataConfig):
         super().__init__()
-        self._batches, self._config = batches, config
-        self._taken = 0
+        self._batches, self._config, self._taken = batches, config, 0
         self._prepared: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, Any]:

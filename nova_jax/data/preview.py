@@ -74,9 +74,8 @@ def write_preview(
         media.contact_sheet([frames[t : t + 1] for frames in large], labels, min(3, len(large)))
         for t in range(len(large[0]))
     ]
-    film = np.stack(moments * REPEATS)
-    video = media.save(out_dir / "preview.mp4", media.encode_mp4(film, played[0].fps))
-    return picture, video
+    film = media.encode_mp4(np.stack(moments * REPEATS), played[0].fps)
+    return picture, media.save(out_dir / "preview.mp4", film)
 
 
 def _clips(batch: dict[str, Any], codec: VideoCodec) -> list[_Clip]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -76,7 +77,8 @@ class RawSource:
             self._indices = np.resize(evaluation if kept else train, held_out)
 
     def __reduce__(self) -> tuple:
-        return _again, (self.config, self._held_out, self._images)
+        again = functools.partial(RawSource, images=self._images)
+        return again, (self.config, self._held_out)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -100,7 +102,3 @@ class RawSource:
             "flow": np.array([0 if still else r["flow"] for r in records], np.float32),
             "fps": np.array([self.config.fps if still else r["fps"] for r in records], np.float32),
         }
-
-
-def _again(config: RawConfig, held_out: int | None, images: bool) -> RawSource:
-    return RawSource(config, held_out, images=images)

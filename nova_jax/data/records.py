@@ -174,11 +174,7 @@ def read_metadata(directory: Path) -> Metadata:
 
 @functools.cache
 def features(encoding: Encoding | None) -> Any:
-    """Returns the fields of a record, as tensorflow-datasets writes and reads them.
-
-    Args:
-      encoding: how clips are encoded; None for pixels.
-    """
+    """Returns the fields of a record, encoded or (None) of pixels, for tensorflow-datasets."""
     import tensorflow_datasets as tfds  # takes a second
 
     tensor = functools.partial(tfds.features.Tensor, encoding="bytes")
@@ -207,11 +203,9 @@ def features(encoding: Encoding | None) -> Any:
 
 
 class ShardWriter:
-    """Writes one shard. What it holds is complete once `close` has returned.
+    """Writes one shard, over a file that is there. It is complete once `close` has returned.
 
-    Args:
-      path: where the file is written; one that is there is replaced.
-      encoding: how the records are encoded; None for pixels.
+    Its records are encoded as `encoding` says; None is for pixels.
     """
 
     def __init__(self, path: Path, encoding: Encoding | None) -> None:
@@ -231,11 +225,8 @@ class ShardWriter:
         self._writer.close()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
-        return {
-            "records": self.records,
-            "bytes": self.path.stat().st_size,
-            "crc32": crc32(self.path),
-        }
+        size = self.path.stat().st_size
+        return {"records": self.records, "bytes": size, "crc32": crc32(self.path)}
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -326,7 +317,7 @@ class Records:
             for start, shard in zip(self._starts, self.metadata.shards, strict=False)
             if shard.bucket == bucket
         ]
-        return np.concatenate(parts) if parts else np.arange(0)
+        return np.concatenate([np.arange(0), *parts])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Reads records: arrays that cannot be written to, strings, numbers.

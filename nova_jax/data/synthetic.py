@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from jax.typing import DTypeLike
 
-from nova_jax.data.batch import Batch, zero_batch
+from nova_jax.data.batch import Batch, abstract_batch, zero_batch
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, share_of
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -60,8 +60,9 @@ class SyntheticDataset:
         """The same batch of videos and the same of pictures, in the pattern of `config`."""
 
         def endless(frames: int, size: str) -> grain.MapDataset:
-            share = share_of(getattr(config, size), process_count, size)
-            batch = self._draw(range(share * process_index, share * (process_index + 1)), frames)
+            whole = getattr(config, size)
+            mine = share_of(whole, process_index, process_count, size)
+            batch = self._draw(range(whole)[mine], frames)
             return grain.MapDataset.source([batch]).repeat(EPOCHS)
 
         return alternate(
@@ -74,15 +75,15 @@ class SyntheticDataset:
         self, config: DataConfig, count: int, process_index: int = 0, process_count: int = 1
     ) -> Iterator[Batch]:
         """`count` times one batch of videos."""
-        share = share_of(config.batch_size, process_count, "batch_size")
-        first = config.batch_size + share * process_index  # other samples than those of training
-        batch = self._draw(range(first, first + share), self.frames)
+        size = config.batch_size
+        mine = share_of(size, process_index, process_count, "batch_size")
+        batch = self._draw(range(size, 2 * size)[mine], self.frames)  # not those of training
         return itertools.repeat(batch, count)
 
     def _draw(self, numbers: Sequence[int], frames: int) -> Batch:
         """Samples by number, so that a batch is the same however many processes share it."""
         model = self.model
-        batch = zero_batch(model, size=len(numbers), frames=frames)
+        batch = zero_batch(abstract_batch(model, size=len(numbers), frames=frames))
         batch["fps"][:] = self.config.fps
         for index, number in enumerate(numbers):
             rng = np.random.default_rng([self.config.seed, frames, number])

@@ -8,8 +8,6 @@ Every wording names exactly one digit, one color and one path; no word stands fo
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from nova_jax.errors import NovaError
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -90,7 +88,6 @@ SPEED_WORDS = {
     "slow": ("slowly", "gently", "at low speed"),
     "fast": ("quickly", "fast", "at high speed"),
 }
-_SHORT_SPEEDS = {"slow": "slow", "fast": "fast"}
 VERBS = {
     "slow": ("moves", "goes", "glides", "drifts"),
     "fast": ("moves", "goes", "glides", "races"),
@@ -127,27 +124,8 @@ _SHORT_STILL = ("{color} {digit}", "{digit} in {color}")
 MAX_WORDS = 16
 
 
-def caption(
-    digit: int,
-    color: str,
-    path: str | None,
-    speed: str | None,
-    rng: np.random.Generator,
-    *,
-    short: bool = False,
-) -> str:
-    """One wording of a clip, drawn from `rng`. See `numbered_caption`."""
-    return numbered_caption(digit, color, path, speed, int(rng.integers(2**62)), short=short)
-
-
 def numbered_caption(
-    digit: int,
-    color: str,
-    path: str | None,
-    speed: str | None,
-    number: int,
-    *,
-    short: bool = False,
+    digit: int, color: str, path: str | None, speed: str | None, number: int, *, short: bool = False
 ) -> str:
     """Returns the wording that `number` picks for a clip, or for a picture.
 
@@ -168,14 +146,14 @@ def numbered_caption(
     color_word = pick(COLOR_WORDS[color])
     words = {
         "color": color_word,
-        "a": f"{'an' if color_word[0] in 'aeiou' else 'a'} {color_word}",
+        "a": _with_article(color_word),
         "digit": pick((DIGITS[digit], str(digit))),
     }
     if path is None:
         return pick(_SHORT_STILL if short else _LONG_STILL).format(**words)
     assert speed is not None
     if short:
-        words |= {"speed": _SHORT_SPEEDS[speed], "path": pick(SHORT_PATHS[path])}
+        words |= {"speed": speed, "path": pick(SHORT_PATHS[path])}
         return pick(_SHORT).format(**words)
     words |= {
         "verb": pick(VERBS[speed]),
@@ -203,17 +181,19 @@ def prompt(digit: int, color: str, path: str | None = None, speed: str = "slow")
         if value not in values:
             choices = ", ".join(str(choice) for choice in values if choice is not None)
             raise NovaError(f"unknown {name} {value!r}; choose one of {choices}")
-    article = "an" if color[0] in "aeiou" else "a"
-    subject = f"{article} {color} {DIGITS[digit]}"
+    subject = f"{_with_article(color)} {DIGITS[digit]}"
     if path is None:
         return subject
-    phrase = PATH_PHRASES[path][1]
-    return f"{subject} moves {SPEED_WORDS[speed][0]} {phrase}"
+    return f"{subject} moves {SPEED_WORDS[speed][0]} {PATH_PHRASES[path][1]}"
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 def vocabulary() -> tuple[str, ...]:
     """Every word a caption can hold, lower case, sorted, punctuation left out."""
-    texts = [*DIGITS, *(str(digit) for digit in range(10)), *_SHORT_SPEEDS.values(), "a", "an"]
+    texts = [*DIGITS, *(str(digit) for digit in range(10)), *SPEEDS, "a", "an"]
     for table in (COLOR_WORDS, PATH_PHRASES, SHORT_PATHS, SPEED_WORDS, VERBS):
         texts += [phrase for phrases in table.values() for phrase in phrases]
     fields = dict.fromkeys(("a", "color", "digit", "verb", "speed", "path"), "")

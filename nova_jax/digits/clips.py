@@ -21,8 +21,7 @@ from jax.typing import DTypeLike
 from sklearn.datasets import load_digits
 
 from nova_jax.data.motion import motion_score
-from nova_jax.digits import captions
-from nova_jax.digits.captions import COLORS, PATHS, SPEEDS
+from nova_jax.digits.captions import COLORS, PATHS, SPEEDS, numbered_caption
 from nova_jax.errors import NovaError
 
 SPLITS = ("train", "held_out")
@@ -52,8 +51,8 @@ class DigitsConfig:
       fps: frames per second, as told to the model and to the MP4 writer.
       digit_size: side in pixels of the box that holds a glyph; at least 8.
       split: "train" or "held_out" handwriting. The two share no image.
-      combinations: of digit, color and path: "seen" (what training may use), "unseen" (see
-        `unseen_combinations`; held-out handwriting only) or "all".
+      combinations: of digit, color and path: "seen" (what training may use), "unseen" (held-out
+        handwriting only) or "all"; see `combinations`.
       num_clips: how many different clips; the tables take 92 bytes of memory for each.
       seed: another seed, other clips.
       middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
@@ -114,7 +113,11 @@ class DigitsConfig:
 
 
 def combinations(which: str) -> tuple[Combination, ...]:
-    """Returns the (digit, color, path) triples of "seen", "unseen" or "all" (864, 96, 960)."""
+    """Returns the (digit, color, path) triples of "seen", "unseen" or "all" (864, 96, 960).
+
+    The unseen ones are never rendered for training: one digit for each color and path, spread by a
+    congruence, so that every digit, color, path and every pair of two of them is still seen.
+    """
     return tuple(
         (digit, color, path)
         for digit in range(10)
@@ -122,15 +125,6 @@ def combinations(which: str) -> tuple[Combination, ...]:
         for j, path in enumerate(PATHS)
         if which == "all" or ((digit + 3 * i + 7 * j) % 10 == 0) == (which == "unseen")
     )
-
-
-def unseen_combinations() -> tuple[Combination, ...]:
-    """The 96 of 960 (digit, color, path) triples that are never rendered for training.
-
-    One digit for each color and path, spread by a congruence, so that every digit, color, path and
-    every pair of two of them is still seen.
-    """
-    return combinations("unseen")
 
 
 def progress(path: str, frames: int) -> np.ndarray:
@@ -223,11 +217,16 @@ class DigitsSource:
 
         moving = config.frames > 1
         told = paths if moving else [None] * len(paths)
-        clips = list(zip(digits, colors, told, speeds, strict=True))
+
+        def words(numbers: np.ndarray, *, short: bool) -> list[str]:
+            wordings = (numbers * 2**53).astype(int).tolist()
+            clips = zip(digits, colors, told, speeds, wordings, strict=True)
+            return [numbered_caption(*clip, short=short) for clip in clips]
+
         return {
             "frames": frames,
-            "caption": _captions(clips, wording, short=False),
-            "short_caption": _captions(clips, short_wording, short=True),
+            "caption": words(wording, short=False),
+            "short_caption": words(short_wording, short=True),
             "flow": flow,
             "fps": np.full(len(frames), config.fps, np.float32),
             "digit": digits,
@@ -259,15 +258,6 @@ class DigitsSource:
         along = along if config.frames > 1 else np.zeros_like(along)
         corner = middle[:, None] + along[..., None] * travel[:, None]
         return cell, corner, 1 - config.brightness_jitter * light
-
-
-def _captions(
-    clips: list[tuple[int, str, str | None, str]], numbers: np.ndarray, *, short: bool
-) -> list[str]:
-    return [
-        captions.numbered_caption(digit, color, path, speed, int(number * 2**53), short=short)
-        for (digit, color, path, speed), number in zip(clips, numbers, strict=True)
-    ]
 
 
 def _render(

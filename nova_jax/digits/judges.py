@@ -72,12 +72,11 @@ def measure_color(clip: Clip) -> str:
 @functools.lru_cache
 def _path_templates(frames: int) -> Float[np.ndarray, "k {frames} 2"]:
     """The track of each of `PATHS` over one unit of travel, about its own mean."""
-    templates = np.stack(
-        [
-            np.outer(progress(name, frames), direction) / np.linalg.norm(direction)
-            for name, direction in PATHS.items()
-        ]
-    )
+    tracks = [
+        np.outer(progress(name, frames), direction) / np.linalg.norm(direction)
+        for name, direction in PATHS.items()
+    ]
+    templates = np.stack(tracks)
     return templates - templates.mean(1, keepdims=True)
 
 
@@ -109,9 +108,7 @@ def measure_motion(clip: Clip) -> tuple[str | None, float, float]:
 def agreement(verdicts: Sequence[Verdict], truth: Mapping[str, Sequence]) -> dict[str, float]:
     """The share of verdicts that agree with the truth in each trait, 0..1.
 
-    Args:
-      verdicts: What the judges saw in each clip.
-      truth: What they should see, by trait; clips as `DigitsSource.batch` returns them will do.
+    The truth is a list of what the judges should see by trait, as `DigitsSource.batch` returns it.
     """
     return {
         trait: float(np.mean([getattr(seen, trait) for seen in verdicts] == np.array(truth[trait])))
@@ -124,12 +121,12 @@ class Judges:
 
     Building one trains the classifier (seconds) and measures the travel of slow and fast clips,
     both on clips of the training split. Deterministic.
+
+    Args:
+      config: what real clips look like. Its split and combinations are not used.
     """
 
     def __init__(self, config: DigitsConfig) -> None:
-        """Args:
-        config: What real clips look like. Its split and combinations are not used.
-        """
         self.config = dataclasses.replace(
             config,
             split="train",
@@ -170,11 +167,10 @@ class Judges:
         """
         images, labels = glyphs("held_out")
         read = np.array([self.digit(self._enlarged(image)) for image in images])
-        real = DigitsSource(
-            dataclasses.replace(
-                self.config, split="held_out", combinations="all", num_clips=num_clips
-            )
-        ).batch(np.arange(num_clips))
+        config = dataclasses.replace(
+            self.config, split="held_out", combinations="all", num_clips=num_clips
+        )
+        real = DigitsSource(config).batch(np.arange(num_clips))
         judged = {"digit_raw": float((read == labels).mean())}
         return judged | agreement([self(clip) for clip in real["frames"]], real)
 

@@ -53,11 +53,7 @@ def make_questions(number: int, *, seed: int, moving: bool = True) -> list[Quest
 
     Each group goes through its combinations in random order and starts anew when all were asked.
     Every fourth prompt has the short form, which need not mention speed and is not judged on it.
-
-    Args:
-      number: How many.
-      seed: Same seed, same questions.
-      moving: Whether to ask for motion; an image model is not asked.
+    The same seed gives the same questions. An image model is not asked for motion (`moving`).
     """
     rng = np.random.default_rng(seed)
     questions = []

@@ -25,13 +25,7 @@ from nova_jax.distributed.multihost import launched_as, stop_requests
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import read_clips
 from nova_jax.prepare.encoders import load_encoders
-from nova_jax.prepare.foreign import (
-    CODEWITHGPU,
-    TFDS,
-    Read,
-    open_codewithgpu,
-    open_tfds,
-)
+from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
 from nova_jax.prepare.parts import REPORT

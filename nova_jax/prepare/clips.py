@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -90,25 +90,23 @@ class Clip:
     """Frames of one shot, ready to be encoded, and what is said of them.
 
     Attributes:
+      item: the row that it is of.
       frames: uint8 [F, H, W, 3]; with no frames, where it was encoded before.
-      moments: float16 [T, h, w, M] of a clip that was encoded before; else None.
-      caption, short_caption, label: see `nova_jax.prepare.manifest.Item`.
+      source_size: (height, width) in the file.
+      phash: perceptual hash of the middle frame, 64 bits.
       fps: frames per second, of the frames that are kept; 0 for a picture.
       flow: motion score, see `nova_jax.data.motion`.
       start: seconds into the file.
-      source_size: (height, width) in the file.
-      phash: perceptual hash of the middle frame, 64 bits.
+      moments: float16 [T, h, w, M] of a clip that was encoded before; else None.
     """
 
+    item: Item
     frames: np.ndarray
-    caption: str
-    short_caption: str
-    label: int
-    fps: float
-    flow: float
-    start: float
     source_size: tuple[int, int]
     phash: int
+    fps: float = 0.0
+    flow: float = 0.0
+    start: float = 0.0
     moments: np.ndarray | None = None
 
 
@@ -157,19 +155,6 @@ def perceptual_hash(picture: np.ndarray) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
-class Frame(Protocol):
-    """One frame of a video, before it is scaled."""
-
-    time: float
-
-    def small(self) -> np.ndarray:
-        """uint8 [36, 64, 3], BGR, for `find_shots`."""
-
-    def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
-        """Returns it scaled to fill the nearest of `sizes` and cropped about its center, uint8
-        [H, W, 3], and its own size, upright."""
-
-
 class ArrayFrame:
     """A frame that is pixels already, uint8 [H, W, 3]."""
 
@@ -177,12 +162,13 @@ class ArrayFrame:
         self.pixels, self.time = pixels, time
 
     def small(self) -> np.ndarray:
-        """See `Frame`."""
+        """Returns it as `find_shots` looks at it, uint8 [36, 64, 3], BGR."""
         small = cv2.resize(self.pixels, _SMALL[::-1], interpolation=cv2.INTER_AREA)
         return cv2.cvtColor(small, cv2.COLOR_RGB2BGR)
 
     def fitted(self, sizes: Sizes) -> tuple[np.ndarray, tuple[int, int]]:
-        """See `Frame`."""
+        """Returns it scaled to fill the nearest of `sizes` and cropped about its center, uint8
+        [H, W, 3], and its own size, upright."""
         size = (self.pixels.shape[0], self.pixels.shape[1])
         return fit_image(self.pixels, nearest_size(size, sizes)), size
 
@@ -216,20 +202,13 @@ class _VideoFrame:
         )
 
 
+Frame = ArrayFrame | _VideoFrame
+
+
 def picture_clip(pixels: np.ndarray, item: Item, config: ClipConfig) -> Clip:
     """Makes a clip of one frame of a picture, uint8 [H, W, 3]."""
     frame, size = ArrayFrame(pixels, 0.0).fitted(config.sizes)
-    return Clip(
-        frames=frame[None],
-        caption=item.caption,
-        short_caption=item.short_caption,
-        label=item.label,
-        fps=0.0,
-        flow=0.0,
-        start=0.0,
-        source_size=size,
-        phash=perceptual_hash(frame),
-    )
+    return Clip(item=item, frames=frame[None], source_size=size, phash=perceptual_hash(frame))
 
 
 def cut_clips(frames: Iterable[Frame], item: Item, config: ClipConfig) -> Iterator[Clip]:
@@ -266,9 +245,7 @@ def find_shots(frames: Iterable[Frame], config: ClipConfig) -> Iterator[tuple[Fr
     from scenedetect import AdaptiveDetector, FrameTimecode
 
     detector = AdaptiveDetector(
-        adaptive_threshold=config.shot_ratio,
-        min_content_val=config.shot_threshold,
-        min_scene_len=0,
+        adaptive_threshold=config.shot_ratio, min_content_val=config.shot_threshold, min_scene_len=0
     )
     late, shown = detector.window_width, itertools.count()
     held: deque[Frame] = deque()
@@ -322,13 +299,11 @@ class _Cutter:
         length = max((f for f in self.config.frames if f <= len(kept)), default=0)
         if not length:
             return None
-        frames, item = np.stack(kept[:length]), self.item
+        frames = np.stack(kept[:length])
         seconds = times[length - 1] - times[0]
         return Clip(
+            item=self.item,
             frames=frames,
-            caption=item.caption,
-            short_caption=item.short_caption,
-            label=item.label,
             fps=(length - 1) / seconds if length > 1 and seconds > 0 else 0.0,
             flow=float(motion_score(frames[None])[0]),
             start=times[0],

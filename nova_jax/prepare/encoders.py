@@ -57,25 +57,20 @@ class Encoders:
         return self._sharding.mesh.size if self._sharding else 1
 
     def latent(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Returns (T, h, w) of the latents of clips.
-
-        Args:
-          frames: F.
-          size: (H, W).
+        """Returns (T, h, w) of the latents of clips of F `frames` of `size` (H, W).
 
         Raises:
           NovaError: the autoencoder cannot take them whole.
         """
-        codec = self._codec
+        codec, (height, width) = self._codec, size
         latents = codec.latent_frames(frames)
         if any(side % codec.stride for side in size) or codec.pixel_frames(latents) != frames:
-            height, width = size
             raise NovaError(
                 f"clips of {frames} frames of {height}x{width} do not fit the autoencoder; take "
                 f"sides that are multiples of {codec.stride} and {codec.pixel_frames(latents)} "
                 "frames, the nearest length it takes whole"
             )
-        return latents, size[0] // codec.stride, size[1] // codec.stride
+        return latents, height // codec.stride, width // codec.stride
 
     def bucket_of_latents(self, moments: np.ndarray) -> Bucket:
         """Returns the bucket of a clip that was encoded before, from its moments [T, h, w, M]."""
@@ -88,11 +83,8 @@ class Encoders:
 
     def start(self, frames: np.ndarray) -> Array:
         """Starts computing the moments of clips, uint8 [b, F, H, W, 3]; does not wait for them."""
-        if self._sharding and len(frames) % self.devices == 0:
-            pixels = jax.device_put(frames, self._sharding)
-        else:
-            pixels = jnp.asarray(frames)
-        return self._codec.moments(to_float(pixels))
+        shared = self._sharding if len(frames) % self.devices == 0 else None
+        return self._codec.moments(to_float(jax.device_put(frames, shared)))
 
     def text(self, prompts: Sequence[str]) -> list[np.ndarray]:
         """Returns features of each prompt, float16 [L, d] with L as long as the prompt is."""
@@ -100,10 +92,8 @@ class Encoders:
         found = {"": np.zeros((0, self._text_encoder.dim), np.float16)}
         if unique:
             features, lengths = self._text_encoder.encode(unique, self.encoding.text_length)
-            found |= {
-                prompt: rows[:length].astype(np.float16)
-                for prompt, rows, length in zip(unique, features, lengths, strict=True)
-            }
+            for prompt, rows, length in zip(unique, features, lengths, strict=True):
+                found[prompt] = rows[:length].astype(np.float16)
         return [found[prompt] for prompt in prompts]
 
 

@@ -18,17 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.message import DecodeError
 
 from nova_jax.errors import NovaError
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
-from nova_jax.prepare.clips import (
-    ArrayFrame,
-    Clip,
-    ClipConfig,
-    Unusable,
-    cut_clips,
-    picture_clip,
-)
+from nova_jax.prepare.clips import ArrayFrame, Clip, ClipConfig, Unusable, cut_clips, picture_clip
 from nova_jax.prepare.manifest import Item
 
 CODEWITHGPU, TFDS = "codewithgpu:", "tfds://"
@@ -71,11 +66,11 @@ def open_codewithgpu(directory: Path) -> tuple[list[Item], Read]:
         try:
             with open(path, "rb") as file:
                 file.seek(offset)
-                record = _parse_features(file.read(size))
+                record = dict(_feature_map().FromString(file.read(size)).container)
             shape = [part.i for part in record["shape"].feature_list.container]
             values = np.frombuffer(record["moments"].s, np.float16).reshape(shape)
             words = {n: record[n].s.decode() for n in ("caption", "text") if n in record}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, DecodeError) as error:
             raise Unusable(f"the record is damaged: {error}") from error
         if values.ndim not in (3, 4):
             raise Unusable(f"moments of shape {shape}")
@@ -86,87 +81,65 @@ def open_codewithgpu(directory: Path) -> tuple[list[Item], Read]:
         if not caption and label < 0:
             raise Unusable("no caption")
         flow = record["flow"].f if "flow" in record else DEFAULT_FLOW
+        short = " ".join(words.get("text", "").split())
         return [
             Clip(
+                item=dataclasses.replace(item, caption=caption, short_caption=short, label=label),
                 frames=np.zeros((0, 0, 0, 3), np.uint8),
                 moments=np.ascontiguousarray(moments.transpose(1, 2, 3, 0)),
-                caption=caption,
-                short_caption=" ".join(words.get("text", "").split()),
-                label=label,
                 fps=DEFAULT_FPS if video else 0.0,
                 flow=flow if video else 0.0,
-                start=0.0,
                 source_size=(0, 0),
                 phash=0,
             )
         ]
 
-    names = [f"{directory.name}:{number}" for number in range(len(places))]
-    return [Item(path=directory, name=name, caption="") for name in names], read
+    return _items(directory, directory.name, len(places)), read
 
 
-def _parse_features(data: bytes) -> dict[str, Any]:
-    """A serialized map of features, by name."""
-    from google.protobuf.message import DecodeError
+def _items(path: Path, name: str, count: int) -> list[Item]:
+    """Rows by number; what they hold shows when they are read."""
+    return [Item(path=path, name=f"{name}:{n}", caption="") for n in range(count)]
 
-    try:
-        return dict(_feature_map().FromString(data).container)
-    except DecodeError as error:
-        raise ValueError(str(error)) from error
+
+#: What codewithgpu publishes of its messages.
+_MESSAGES = """
+name: "codewithgpu.proto" package: "nova_jax_codewithgpu" syntax: "proto3"
+message_type {
+  name: "Feature"
+  field { name: "s" number: 1 label: LABEL_OPTIONAL type: TYPE_BYTES oneof_index: 0 }
+  field { name: "f" number: 2 label: LABEL_OPTIONAL type: TYPE_FLOAT oneof_index: 0 }
+  field { name: "i" number: 3 label: LABEL_OPTIONAL type: TYPE_INT64 oneof_index: 0 }
+  field { name: "feature_list" number: 4 label: LABEL_OPTIONAL type_name: "FeatureList"
+          oneof_index: 0 }
+  field { name: "feature_map" number: 5 label: LABEL_OPTIONAL type_name: "FeatureMap"
+          oneof_index: 0 }
+  oneof_decl { name: "kind" }
+}
+message_type {
+  name: "FeatureList"
+  field { name: "container" number: 1 label: LABEL_REPEATED type_name: "Feature" }
+}
+message_type {
+  name: "FeatureMap"
+  field { name: "container" number: 1 label: LABEL_REPEATED type_name: "ContainerEntry" }
+  nested_type {
+    name: "ContainerEntry"
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: "Feature" }
+    options { map_entry: true }
+  }
+}
+"""
 
 
 @functools.cache
 def _feature_map() -> Any:
-    """The message type ``FeatureMap``, from its published fields."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    field = descriptor_pb2.FieldDescriptorProto
-    package = "nova_jax_codewithgpu"
-    file = descriptor_pb2.FileDescriptorProto(
-        name=f"{package}.proto", package=package, syntax="proto3"
-    )
-
-    def add(message: Any, name: str, number: int, kind: int, **more: Any) -> None:
-        label = more.pop("label", field.LABEL_OPTIONAL)
-        message.field.add(name=name, number=number, type=kind, label=label, **more)
-
-    feature = file.message_type.add(name="Feature")
-    feature.oneof_decl.add(name="kind")
-    for name, number, kind in (
-        ("s", 1, field.TYPE_BYTES),
-        ("f", 2, field.TYPE_FLOAT),
-        ("i", 3, field.TYPE_INT64),
-    ):
-        add(feature, name, number, kind, oneof_index=0)
-    for name, number, other in (("feature_list", 4, "List"), ("feature_map", 5, "Map")):
-        add(
-            feature,
-            name,
-            number,
-            field.TYPE_MESSAGE,
-            oneof_index=0,
-            type_name=f".{package}.Feature{other}",
-        )
-    of_feature = {"type_name": f".{package}.Feature"}
-    several = {"label": field.LABEL_REPEATED}
-    add(
-        file.message_type.add(name="FeatureList"),
-        "container",
-        1,
-        field.TYPE_MESSAGE,
-        **several,
-        **of_feature,
-    )
-    map_message = file.message_type.add(name="FeatureMap")
-    entry = map_message.nested_type.add(name="ContainerEntry")
-    entry.options.map_entry = True
-    add(entry, "key", 1, field.TYPE_STRING)
-    add(entry, "value", 2, field.TYPE_MESSAGE, **of_feature)
-    type_name = f".{package}.FeatureMap.ContainerEntry"
-    add(map_message, "container", 1, field.TYPE_MESSAGE, type_name=type_name, **several)
+    """The message type of a record."""
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.FeatureMap"))
+    pool.Add(text_format.Parse(_MESSAGES, descriptor_pb2.FileDescriptorProto()))
+    name = "nova_jax_codewithgpu.FeatureMap"
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 # ---- Datasets of tensorflow-datasets -----------------------------------------------------------
@@ -202,10 +175,7 @@ def open_tfds(name: str, config: TFDSConfig) -> tuple[list[Item], Read]:
     import tensorflow_datasets as tfds
 
     try:
-        if Path(name).is_dir():
-            builder = tfds.builder_from_directory(name)
-        else:
-            builder = tfds.builder(name)
+        builder = (tfds.builder_from_directory if Path(name).is_dir() else tfds.builder)(name)
         fields = set(builder.info.features)
         source = builder.as_data_source(split=config.split)
     except Exception as error:  # tensorflow-datasets has no one exception for it
@@ -242,12 +212,7 @@ def open_tfds(name: str, config: TFDSConfig) -> tuple[list[Item], Read]:
         frames = (ArrayFrame(frame, number / rate) for number, frame in enumerate(pixels))
         return list(cut_clips(frames, item, clips))
 
-    prefix = f"{builder.info.full_name}:{config.split}"
-    items = [
-        Item(path=Path(name), name=f"{prefix}:{number}", caption="")
-        for number in range(len(source))
-    ]
-    return items, read
+    return _items(Path(name), f"{builder.info.full_name}:{config.split}", len(source)), read
 
 
 def _text(example: Any, field: str | None) -> str:

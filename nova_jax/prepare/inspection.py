@@ -54,14 +54,20 @@ def write_page(directory: Path, codec: VideoCodec | None) -> Path:
     metadata = records.metadata
     records.verify()
     count = len(records)
-    chosen = np.unique(np.linspace(0, count - 1, min(count, _MOST)).astype(int))
+    chosen = _spread(count, _MOST)
     rows: list[dict[str, Any]] = []
     for start in tqdm(range(0, len(chosen), 64), unit="batch", desc="reading", dynamic_ncols=True):
         for record in records.read(chosen[start : start + 64]):
             rows.append(_facts(record))
     look = _decoder(records, codec)
 
-    parts = [f"<h1>{html.escape(directory.resolve().name)}</h1>", _summary(records, len(rows))]
+    name = html.escape(directory.resolve().name)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>{name}</title><style>{_STYLE}</style>",
+        f"<h1>{name}</h1>",
+        _summary(records, len(rows)),
+    ]
     parts += ["<h2>Shapes</h2>", _shapes(records)]
     parts += ["<h2>Numbers</h2>", '<div class="plots">', *_plots(rows), "</div>"]
     sizes = Counter(f"{row['width']}×{row['height']}" for row in rows if row["width"])
@@ -77,16 +83,8 @@ def write_page(directory: Path, codec: VideoCodec | None) -> Path:
         parts += ["<h2>Clips</h2>", *_sheets(records, look), "<h2>Videos</h2>"]
         parts += _videos(records, look) or ["<p>There are none.</p>"]
     parts += ["<h2>Clips that look alike</h2>", *_alike(records, chosen, rows, look)]
-    page = "\n".join(
-        [
-            "<!doctype html><html lang=en><meta charset=utf-8>",
-            f"<title>{html.escape(directory.resolve().name)}</title><style>{_STYLE}</style>",
-            *parts,
-            "</html>",
-        ]
-    )
     path = directory / PAGE
-    path.write_text(page, encoding="utf-8")
+    path.write_text("\n".join([*parts, "</html>"]), encoding="utf-8")
     return path
 
 
@@ -183,13 +181,13 @@ def histogram(name: str, values: Sequence[float], bins: int = 24) -> str:
         f'fill="#4477aa"><title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {c}</title></rect>'
         for i, c in enumerate(counts)
     )
-    return (
-        f'<figure><svg width="{width}" height="{height + 16}" role="img">{bars}'
+    plot = (
+        f'<svg width="{width}" height="{height + 16}" role="img">{bars}'
         f'<text x="0" y="{height + 13}">{low:.4g}</text>'
         f'<text x="{width}" y="{height + 13}" text-anchor="end">{high:.4g}</text></svg>'
-        f"<figcaption>{html.escape(name)}; median {np.median(values):.4g}, most in one bar "
-        f"{counts.max():,}</figcaption></figure>"
     )
+    median, most = np.median(values), counts.max()
+    return _figure(plot, f"{name}; median {median:.4g}, most in one bar {most:,}")
 
 
 def _sheets(records: Records, look: Look) -> list[str]:
@@ -200,17 +198,12 @@ def _sheets(records: Records, look: Look) -> list[str]:
         indices = records.of_bucket(number)
         share = max(_SHEET // len(buckets), 4)
         strips, captions = [], []
-        for place in np.unique(np.linspace(0, len(indices) - 1, share).astype(int)):
+        for place in _spread(len(indices), share):
             record, frames = look(int(indices[place]))
-            few = np.unique(np.linspace(0, len(frames) - 1, _STRIP).astype(int))
-            strips.append(_thumbnails(frames[few]))
+            strips.append(_thumbnails(frames[_spread(len(frames), _STRIP)]))
             captions.append(record["caption"] or f"label {record['label']}")
-        columns = 2 if bucket.frames > 1 else 6
-        sheet = media.contact_sheet(strips, captions, columns)
-        figures.append(
-            f'<figure><img alt="" src="{_data("image/png", media.encode_png(sheet))}">'
-            f"<figcaption>{bucket.name}</figcaption></figure>"
-        )
+        sheet = media.contact_sheet(strips, captions, 2 if bucket.frames > 1 else 6)
+        figures.append(_figure(_image(sheet), bucket.name))
     return figures
 
 
@@ -224,23 +217,15 @@ def _thumbnails(frames: np.ndarray) -> np.ndarray:
 
 
 def _videos(records: Records, look: Look) -> list[str]:
-    indices = [
-        int(index)
-        for number, bucket in enumerate(records.metadata.buckets)
-        if bucket.frames > 1
-        for index in records.of_bucket(number)
-    ]
+    buckets = enumerate(records.metadata.buckets)
+    indices = [i for n, b in buckets if b.frames > 1 for i in records.of_bucket(n).tolist()]
     figures = []
-    for place in np.unique(
-        np.linspace(0, len(indices) - 1, min(_VIDEOS, len(indices))).astype(int)
-    ):
+    for place in _spread(len(indices), _VIDEOS):
         record, frames = look(indices[place])
         film = media.encode_mp4(media.enlarge(frames), record["fps"] or 12.0)
+        video = f'<video controls loop muted src="{_data("video/mp4", film)}"></video>'
         label = f"{record['caption']} ({record['source']}, {record['start']:.1f} s)"
-        figures.append(
-            f'<figure><video controls loop muted src="{_data("video/mp4", film)}"></video>'
-            f"<figcaption>{html.escape(label)}</figcaption></figure>"
-        )
+        figures.append(_figure(video, label))
     return figures
 
 
@@ -261,8 +246,7 @@ def _alike(
         if look is not None:
             for i in (one, other):
                 frames = look(int(chosen[i]))[1]
-                small = _thumbnails(frames[len(frames) // 2][None])[0]
-                images += f'<img alt="" src="{_data("image/png", media.encode_png(small))}">'
+                images += _image(_thumbnails(frames[len(frames) // 2][None])[0])
         parts.append(f'<div class="pair">{images}<span>{names}</span></div>')
     return parts
 
@@ -273,11 +257,8 @@ def alike(hashes: np.ndarray) -> list[tuple[int, int]]:
     Of five parts of the bits, two such hashes share at least one: only those that do are compared.
     """
     found: set[tuple[int, int]] = set()
-    widths = (13, 13, 13, 13, 12)
-    shift = 0
-    for width in widths:
-        part = (hashes >> np.uint64(shift)) & np.uint64((1 << width) - 1)
-        shift += width
+    for shift in range(0, 64, 13):  # the last part has 12 bits
+        part = (hashes >> np.uint64(shift)) & np.uint64((1 << 13) - 1)
         order = np.argsort(part, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
             group = group[hashes[group] != 0]
@@ -286,6 +267,19 @@ def alike(hashes: np.ndarray) -> list[tuple[int, int]]:
                 near = np.bitwise_count(hashes[others] ^ hashes[one]) <= ALIKE
                 found.update((min(one, o), max(one, o)) for o in others[near].tolist())
     return sorted((int(a), int(b)) for a, b in found)
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Up to `most` of the numbers below `count`, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
+def _figure(content: str, caption: str) -> str:
+    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _image(pixels: np.ndarray) -> str:
+    return f'<img alt="" src="{_data("image/png", media.encode_png(pixels))}">'
 
 
 def _data(kind: str, content: bytes) -> str:

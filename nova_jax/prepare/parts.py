@@ -12,12 +12,11 @@ many, can share the work, and rows can be added later.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,8 @@ class Parts:
         Args:
           skipped: inputs that could not be used, for the report.
         """
-        with self._locked():
+        with open(self._directory / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # several may find at once that nothing is left
             files = [file for part in self.read() for file in part["files"]]
             path = self._directory / _NUMBERS
             numbers = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -130,13 +130,6 @@ class Parts:
                 write_metadata(self.out, metadata)
             return metadata
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Several processes may find at once that nothing is left."""
-        with open(self._directory / "lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
 
 class Part:
     """Rows and files that are complete together, once `close` has returned.
@@ -165,10 +158,8 @@ class Part:
             {"file": writer.path.name, "bucket": dataclasses.asdict(bucket), **writer.close()}
             for bucket, writer in sorted(self._writers.items())
         ]
-        write_json(
-            self._directory / f"{self._key}.json",
-            {"rows": self.rows, "files": files, "skipped": self.skipped},
-        )
+        part = {"rows": self.rows, "files": files, "skipped": self.skipped}
+        write_json(self._directory / f"{self._key}.json", part)
 
 
 def _check_same(out: Path, settings: Mapping[str, Any], there: Mapping[str, Any]) -> None:

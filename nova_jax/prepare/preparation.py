@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -191,26 +191,9 @@ def prepare(
 class _Encoded(NamedTuple):
     """A clip that is ready to be written."""
 
-    item: Item
     clip: Clip
     bucket: Bucket
     arrays: Mapping[str, np.ndarray]  # fields of its record
-
-
-class _Stage(Protocol):
-    """What clips go through before they are written, which may hold some of them back.
-
-    Attributes:
-      waited: seconds that were spent in waiting for it.
-    """
-
-    waited: float
-
-    def add(self, item: Item, clip: Clip) -> Iterable[_Encoded]:
-        """Takes a clip; gives those that are ready with it."""
-
-    def flush(self) -> Iterable[_Encoded]:
-        """Gives all that were held back."""
 
 
 class _Pixels:
@@ -218,12 +201,12 @@ class _Pixels:
 
     waited = 0.0
 
-    def add(self, item: Item, clip: Clip) -> Iterable[_Encoded]:
+    def add(self, clip: Clip) -> Iterable[_Encoded]:
         if clip.moments is not None:
-            raise NovaError(f"{item.name} has latents and no pixels; leave out --raw")
+            raise NovaError(f"{clip.item.name} has latents and no pixels; leave out --raw")
         frames, height, width = clip.frames.shape[:3]
         bucket = Bucket(frames=frames, size=(height, width), latent=(frames, height, width))
-        return [_Encoded(item, clip, bucket, {"frames": clip.frames})]
+        return [_Encoded(clip, bucket, {"frames": clip.frames})]
 
     def flush(self) -> Iterable[_Encoded]:
         return ()
@@ -232,20 +215,18 @@ class _Pixels:
 class _Batches:
     """Clips are encoded, a batch of one bucket at a time: one computes while the next is gathered.
 
-    Args:
-      encoders: what they go through.
-      size: clips of a batch on each device.
+    `waited` is the seconds that were spent in waiting for the device.
     """
 
     def __init__(self, encoders: Encoders, size: int) -> None:
         self._encoders, self._size, self.waited = encoders, size * encoders.devices, 0.0
-        self._gathered: dict[Bucket, list[tuple[Item, Clip]]] = {}
-        self._computing: tuple[Bucket, list[tuple[Item, Clip]], Array] | None = None
+        self._gathered: dict[Bucket, list[Clip]] = {}
+        self._computing: tuple[Bucket, list[Clip], Array] | None = None
 
-    def add(self, item: Item, clip: Clip) -> Iterator[_Encoded]:
-        bucket = self._bucket(item, clip)
+    def add(self, clip: Clip) -> Iterator[_Encoded]:
+        bucket = self._bucket(clip)
         gathered = self._gathered.setdefault(bucket, [])
-        gathered.append((item, clip))
+        gathered.append(clip)
         if len(gathered) == self._size:
             yield from self._start(bucket)
 
@@ -254,7 +235,7 @@ class _Batches:
             yield from self._start(bucket)
         yield from self._finish()
 
-    def _bucket(self, item: Item, clip: Clip) -> Bucket:
+    def _bucket(self, clip: Clip) -> Bucket:
         if clip.moments is None:
             frames, height, width = clip.frames.shape[:3]
             latent = self._encoders.latent(frames, (height, width))
@@ -262,7 +243,7 @@ class _Batches:
         channels = self._encoders.encoding.moments
         if clip.moments.shape[-1] != channels:
             raise NovaError(
-                f"{item.name} has moments of {clip.moments.shape[-1]} channels, the "
+                f"{clip.item.name} has moments of {clip.moments.shape[-1]} channels, the "
                 f"autoencoder of --checkpoint makes {channels}; give the one it was made with"
             )
         return self._encoders.bucket_of_latents(clip.moments)
@@ -271,14 +252,14 @@ class _Batches:
         """Starts a batch, and meanwhile gives the one before it."""
         clips = self._gathered.pop(bucket)
         moments: Array
-        if clips[0][1].moments is None:
-            frames = np.stack([clip.frames for _, clip in clips])
+        if clips[0].moments is None:
+            frames = np.stack([clip.frames for clip in clips])
             # One shape for all batches of a bucket: one program.
             missing = self._size - len(frames)
             frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
             moments = self._encoders.start(frames)
         else:
-            moments = np.stack([clip.moments for _, clip in clips if clip.moments is not None])
+            moments = np.stack([clip.moments for clip in clips if clip.moments is not None])
         yield from self._finish()
         self._computing = (bucket, clips, moments)
 
@@ -288,17 +269,20 @@ class _Batches:
             return
         (bucket, clips, computed), self._computing = self._computing, None
         began = time.monotonic()
-        captions = [clip.caption for _, clip in clips]
-        text = self._encoders.text([*captions, *(clip.short_caption for _, clip in clips)])
+        rows = [clip.item for clip in clips]
+        text = self._encoders.text([r.caption for r in rows] + [r.short_caption for r in rows])
         moments = np.asarray(computed).astype(np.float16)
         self.waited += time.monotonic() - began
-        for index, (item, clip) in enumerate(clips):
-            arrays = {
-                "moments": moments[index],
-                "text": text[index],
-                "short_text": text[len(clips) + index],
-            }
-            yield _Encoded(item, clip, bucket, arrays)
+        # The moments are of a whole batch, and so may be more.
+        fields = zip(clips, moments, text[: len(clips)], text[len(clips) :], strict=False)
+        for clip, of_clip, long, short in fields:
+            arrays = {"moments": of_clip, "text": long, "short_text": short}
+            yield _Encoded(clip, bucket, arrays)
+
+
+# What clips go through before they are written. `add` takes a clip and gives those that are ready
+# with it; `flush` gives all that were held back.
+_Stage = _Pixels | _Batches
 
 
 class _Run:
@@ -367,29 +351,25 @@ class _Run:
         part.rows.append(item.key)
         self.rows += 1
         for clip in clips:
-            self._write(part, self._stage.add(item, clip))
+            self._write(part, self._stage.add(clip))
 
     def _write(self, part: Part, ready: Iterable[_Encoded]) -> None:
-        for item, clip, bucket, arrays in ready:
+        for clip, bucket, arrays in ready:
             if not all(np.isfinite(array).all() for array in arrays.values()):
-                part.skipped.append((item.name, "its latents or text features are not finite"))
+                part.skipped.append((clip.item.name, "its latents or text features are not finite"))
                 continue
-            part.write(bucket, {**arrays, **_facts(item, clip)})
+            item, (height, width) = clip.item, clip.source_size
+            record = {
+                "caption": item.caption,
+                "short_caption": item.short_caption,
+                "label": item.label,
+                "flow": clip.flow,
+                "fps": clip.fps,
+                "source": item.name,
+                "start": clip.start,
+                "height": height,
+                "width": width,
+                "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
+            }
+            part.write(bucket, {**record, **arrays})
             self.clips += 1
-
-
-def _facts(item: Item, clip: Clip) -> dict[str, Any]:
-    """The fields of a record besides its arrays."""
-    height, width = clip.source_size
-    return {
-        "caption": clip.caption,
-        "short_caption": clip.short_caption,
-        "label": clip.label,
-        "flow": clip.flow,
-        "fps": clip.fps,
-        "source": item.name,
-        "start": clip.start,
-        "height": height,
-        "width": width,
-        "phash": clip.phash - (clip.phash >> 63 << 64),  # as a signed number
-    }

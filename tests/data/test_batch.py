@@ -80,7 +80,7 @@ def test_every_dataset_gives_what_plans_compile(tmp_path, dataset):
 def test_a_batch_of_zeros_has_the_shapes_of_its_clips():
     config = TrainConfig.from_dict(small.RUN)
     options = dict(size=3, frames=1, latent_size=(6, 15), text_dtype=np.float16)
-    batch = zero_batch(config.model, **options)
+    batch = zero_batch(abstract_batch(config.model, **options))
     assert batch["latents"].shape == (3, 1, 6, 15, 3) and batch["text"].dtype == np.float16
     like = abstract_batch(config.model, **options)
     assert jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, batch)) == like

@@ -12,7 +12,7 @@ from nova_jax.digits.captions import (
     MAX_WORDS,
     PATHS,
     SPEEDS,
-    caption,
+    numbered_caption,
     prompt,
 )
 from nova_jax.errors import NovaError
@@ -22,6 +22,10 @@ from nova_jax.text.hashed_words import words
 def only(found):
     (one,) = set(found)
     return one
+
+
+def caption(*clip, rng, short):
+    return numbered_caption(*clip, int(rng.integers(2**62)), short=short)
 
 
 def understand(text):
@@ -59,7 +63,7 @@ def wordings(number):
             yield (
                 (digit, color, path, speed),
                 short,
-                caption(digit, color, path, speed, rng, short=short),
+                caption(digit, color, path, speed, rng=rng, short=short),
             )
 
 
@@ -76,7 +80,7 @@ def test_every_caption_names_digit_color_path_and_speed(number):
 def test_pictures_have_captions_without_motion():
     rng = np.random.default_rng(0)
     for digit, color, short in itertools.product(range(10), COLORS, (False, True)):
-        text = caption(digit, color, None, None, rng, short=short)
+        text = caption(digit, color, None, None, rng=rng, short=short)
         assert understand(text) == (digit, color, None, None), text
 
 

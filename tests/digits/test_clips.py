@@ -13,7 +13,6 @@ from nova_jax.digits.clips import (
     combinations,
     glyphs,
     progress,
-    unseen_combinations,
 )
 from nova_jax.errors import NovaError
 
@@ -61,7 +60,7 @@ def test_handwriting_is_split_about_80_20_within_each_digit():
 
 
 def test_unseen_combinations_leave_every_pair_seen():
-    unseen, seen = set(unseen_combinations()), set(combinations("seen"))
+    unseen, seen = set(combinations("unseen")), set(combinations("seen"))
     assert len(unseen) == 96 and len(seen) == 864 and not unseen & seen
     assert unseen | seen == set(itertools.product(range(10), COLORS, PATHS))
     for one, two, count in ((0, 1, 80), (0, 2, 120), (1, 2, 96)):
@@ -73,7 +72,7 @@ def test_sources_keep_to_their_combinations():
         clips = DigitsSource(DigitsConfig(num_clips=1500, frames=1, **settings)).batch(range(1500))
         return set(zip(clips["digit"], clips["color"], clips["path"], strict=True))
 
-    unseen = set(unseen_combinations())
+    unseen = set(combinations("unseen"))
     assert not shown() & unseen
     assert shown(split="held_out", combinations="unseen") == unseen
     assert shown(split="held_out", combinations="all") & unseen

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nova_jax.digits.clips import unseen_combinations
+from nova_jax.digits.clips import combinations
 from nova_jax.digits.judges import Verdict
 from nova_jax.digits.scores import Question, Score, format_table, make_questions, tally
 
@@ -11,7 +11,7 @@ def test_questions_are_half_seen_half_unseen_and_reproducible():
     questions = make_questions(200, seed=3)
     assert questions == make_questions(200, seed=3)
     assert questions != make_questions(200, seed=4)
-    unseen = set(unseen_combinations())
+    unseen = set(combinations("unseen"))
     groups = {True: [], False: []}
     for question in questions:
         groups[(question.digit, question.color, question.path) in unseen].append(question.group)
@@ -22,7 +22,7 @@ def test_questions_cover_everything_and_vary_their_wording():
     questions = make_questions(200, seed=0)
     assert len({question.prompt for question in questions}) > 190
     unseen = [q for q in questions if q.group == "unseen"]
-    assert {(q.digit, q.color, q.path) for q in unseen} == set(unseen_combinations())
+    assert {(q.digit, q.color, q.path) for q in unseen} == set(combinations("unseen"))
     assert sum(question.speed is None for question in questions) == 50
 
 

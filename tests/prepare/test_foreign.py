@@ -28,8 +28,8 @@ def test_records_of_the_release_are_taken_as_they_are():
         frames = 2 if n else 1
         whole = np.arange(8 * frames * 24).reshape(8, frames, 4, 6) / 64 + n
         np.testing.assert_array_equal(clip.moments, np.float16(whole).transpose(1, 2, 3, 0))
-        assert clip.caption == f"long caption {n}, naïve"
-        assert clip.short_caption == ("short" if n else "")
+        assert clip.item.caption == f"long caption {n}, naïve"
+        assert clip.item.short_caption == ("short" if n else "")
         assert (clip.flow, clip.fps) == ((2.5 * n, 12.0) if n else (0.0, 0.0))
     with pytest.raises(NovaError, match="has latents and no pixels; leave out --raw"):
         prepare(items, [], Path("/tmp/unused"), PrepareConfig(), None, read=read)
@@ -79,7 +79,8 @@ def test_datasets_of_tensorflow_datasets_are_cut_like_files(dataset):
     assert [item.name for item in items] == ["nova/1.0.0:train:0"]
     (clip,) = read(items[0], CONFIG)
     assert clip.frames.shape == (5, 32, 48, 3) and clip.fps == pytest.approx(5, rel=0.02)
-    assert (clip.caption, clip.short_caption, clip.label) == ("a square", "square", -1)
+    row = clip.item
+    assert (row.caption, row.short_caption, row.label) == ("a square", "square", -1)
     assert clip.source_size == (48, 64)
     with pytest.raises(Unusable, match="too short"):
         read(items[0], ClipConfig())
