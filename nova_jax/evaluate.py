@@ -21,13 +21,7 @@ from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
-from nova_jax.digits.scores import (
-    Question,
-    format_table,
-    is_right,
-    make_questions,
-    tally,
-)
+from nova_jax.digits.scores import Question, format_table, is_right, make_questions, tally
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.training.config import TrainConfig

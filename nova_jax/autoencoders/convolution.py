@@ -95,13 +95,7 @@ class GroupNorm(nnx.Module):
     """Group normalization in float32 whatever the type, over a clip or over each frame alone."""
 
     def __init__(
-        self,
-        channels: int,
-        groups: int = 32,
-        *,
-        per_frame: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, channels: int, groups: int = 32, *, per_frame: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         del rngs  # starts at one and zero
         self.scale = nnx.Param(jnp.ones(channels, dtype))

@@ -27,11 +27,7 @@ from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 
 _FOLD = "b (t r) (h p) (w q) c -> b t h w (c r p q)"
 _UNFOLD = "b t h w (c r p q) -> b (t r) (h p) (w q) c"
-_STRIDES = {
-    "spatial": (1, 2, 2),
-    "temporal": (2, 1, 1),
-    "spatiotemporal": (2, 2, 2),
-}
+_STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,11 +82,7 @@ class RunCheckpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
-        self,
-        step: int,
-        trees: Mapping[str, Any],
-        data: Position,
-        loss: float | None = None,
+        self, step: int, trees: Mapping[str, Any], data: Position, loss: float | None = None
     ) -> None:
         """Starts writing the checkpoint of `step`; nothing happens if it exists.
 
@@ -180,8 +176,7 @@ class RunCheckpoints:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         with damage(source):
             restored = self._manager.restore(
-                int(source.name),
-                args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items),
+                int(source.name), args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items)
             )
         data.set_state(restored["data"])
         return {name: restored[name] for name in trees}

@@ -24,15 +24,7 @@ MOST_DIFFERING = 1e-3  # share of pixels
 AFTER_STEPS_TOLERANCE = 2e-5
 _AFTER_STEPS = re.compile(r"train\.step[2-9]\.grad_norm\.")
 
-COLUMNS = (
-    "folder",
-    "array",
-    "shape",
-    "max_abs_error",
-    "relative_error",
-    "tolerance",
-    "verdict",
-)
+COLUMNS = ("folder", "array", "shape", "max_abs_error", "relative_error", "tolerance", "verdict")
 
 
 @dataclasses.dataclass(frozen=True)
