@@ -28,34 +28,36 @@ from nova_jax.errors import NovaError
 SHARD_BYTES = 5 * 10**9
 
 
+# Of a tensor: its shape, and what reads it.
+_Opened = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+
+
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name, each read from its file when it is asked for.
 
     Args:
-        readers: by name, what reads a tensor.
-        shapes: by name.
+        opened: shape of each, and what reads it.
         source: what to call the whole in messages.
     """
 
-    def __init__(
-        self,
-        readers: Mapping[str, Callable[[], np.ndarray]],
-        shapes: Mapping[str, tuple[int, ...]],
-        source: str,
-    ):
-        self._readers, self.shapes, self.source = dict(readers), dict(shapes), source
+    def __init__(self, opened: _Opened, source: str):
+        self._opened, self.source = opened, source
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, without reading it."""
+        return self._opened[name][0]
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._readers[name]()
+        return self._opened[name][1]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+        return iter(self._opened)
 
     def __len__(self) -> int:
-        return len(self._readers)
+        return len(self._opened)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._readers
+        return name in self._opened
 
 
 def open_tensors(directory: Path, stems: Iterable[str]) -> Tensors:
@@ -99,18 +101,13 @@ def _open_sharded(listing: Path) -> Tensors:
 
 
 def _join(files: Iterable[Path], source: str) -> Tensors:
-    readers: dict[str, Callable[[], np.ndarray]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    opened: _Opened = {}
     for file in files:
-        opener = _open_safetensors if file.suffix == ".safetensors" else _open_torch
-        for name, (shape, read) in opener(file).items():
-            if name in readers:
-                raise NovaError(f"{file}: {name} is in another file too; fetch the files again")
-            readers[name], shapes[name] = read, shape
-    return Tensors(readers, shapes, source)
-
-
-_Opened = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+        found = (_open_safetensors if file.suffix == ".safetensors" else _open_torch)(file)
+        if twice := opened.keys() & found.keys():
+            raise NovaError(f"{file}: {min(twice)} is in another file too; fetch the files again")
+        opened |= found
+    return Tensors(opened, source)
 
 
 def _open_safetensors(file: Path) -> _Opened:
