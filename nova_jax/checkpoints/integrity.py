@@ -58,10 +58,18 @@ def write_checksums(directory: str | os.PathLike[str]) -> None:
     Files of `directory` itself may change: config.json by hand, Orbax's own by Orbax.
     """
     directory = Path(directory)
-    found = (root / name for root, _, names in directory.walk() for name in names)
-    files = sorted(file for file in found if file.parent != directory)
+    folders = [path for path in directory.iterdir() if path.is_dir()]
+    files = sorted(file for folder in folders for file in _files(folder))
     table = {str(file.relative_to(directory)): _recorded(file) for file in files}
     write_whole(directory / CHECKSUMS, json.dumps(table, indent=1) + "\n")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
 
 
 def verify_checksums(directory: str | os.PathLike[str]) -> None:
