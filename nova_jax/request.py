@@ -63,20 +63,13 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Samples of P prompts.
+    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.__call__` is asked for them.
 
     Attributes:
-        prompts: P of them.
-        negative: what the unconditional passes see, for each prompt; None for nothing.
-        seeds: the key of each prompt's seed.
+        prompts, negative, seeds: one of each for every prompt; seeds are keys.
         copies: samples of each prompt.
         frames: T.
         first: what videos begin with; None for nothing.
-        flow: motion score.
-        sampling: how samples are drawn.
-        batch_size: most samples to compute together.
-        output_type: see `Output`.
-        order, noise: reveal orders and noise of all samples, drawn elsewhere.
 
     Raises:
         NovaError: a number or the type of the output makes no sense.
@@ -114,9 +107,7 @@ class Request:
     def batches(self, devices: int, *, all_take_part: bool) -> list[Batch]:
         """All samples, in batches of one size that devices share evenly; the last sample pads.
 
-        Args:
-            devices: Among how many devices samples are shared.
-            all_take_part: Also where there are fewer samples than devices.
+        Fewer samples than devices take one device each, or are padded so that all take part.
 
         Raises:
             NovaError: what is recorded is for one batch and there are several.

@@ -218,8 +218,7 @@ def open_checkpoint(
     Args:
         source: a directory of any of the three kinds, or an id on the Hugging Face hub.
         weights: of a training run: averaged or current parameters.
-        step: of a training run: its newest checkpoint, the one with the lowest evaluation loss,
-            or the one of this step.
+        step: of a training run: which of its checkpoints.
         part: see `nova_jax.checkpoints.hub.locate`.
 
     Raises:

@@ -7,7 +7,6 @@ tensors are called, and a pickle that asks for any other is refused by name. tor
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pickle
@@ -15,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -189,16 +188,14 @@ _STORAGE_TYPES: dict[str, Any] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     """A run of numbers in the archive that tensors are views of."""
 
     key: str
     dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """A tensor: where in its storage it lies."""
 
     storage: _Storage
