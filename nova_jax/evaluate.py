@@ -81,6 +81,7 @@ def main() -> None:
         batch_size=BATCH_SIZE.value,
     )
     verdicts = [judges(clip) for clip in videos.frames]
+    answers = list(zip(questions, verdicts, strict=True))
     table = tally(questions, verdicts)
     print(f"{CHECKPOINT.value}, {len(questions)} prompts, percent right [95 % interval] / judged:")
     print(format_table(table))
@@ -99,10 +100,10 @@ def main() -> None:
         },
         "answers": [
             {"asked": dataclasses.asdict(question), "seen": dataclasses.asdict(verdict)}
-            for question, verdict in zip(questions, verdicts, strict=True)
+            for question, verdict in answers
         ],
     }
-    captions = [_caption(*answer) for answer in zip(questions, verdicts, strict=True)]
+    captions = [_caption(*answer) for answer in answers]
     shown = media.enlarge(videos.frames[:SHEET_CLIPS], 64)
     sheet = media.contact_sheet(shown, captions[:SHEET_CLIPS], columns=3)
     out = Path(OUT.value)

@@ -154,12 +154,9 @@ def contact_sheet(
     captions: Sequence[str],
     columns: int = 2,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Clips as strips of their frames, left to right in time, each above its caption.
+    """Clips as strips of their frames, left to right in time, so many of them side by side.
 
-    Args:
-        clips: uint8 RGB, `[F, H, W, 3]` each, all of one shape.
-        captions: one for each clip, cut where its strip ends.
-        columns: clips side by side.
+    Clips are of one shape; each has its caption below it, cut where its strip ends.
     """
     font = ImageFont.load_default(size=13)
     frames, height, width = clips[0].shape[:3]

@@ -147,16 +147,8 @@ class NovaPipeline:
         kept = dtype if param_dtype is None else param_dtype
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
         codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
-        return cls(
-            model,
-            schedule,
-            codec,
-            text_encoder,
-            **vars(checkpoint.defaults()),
-            mesh=mesh,
-            devices=devices,
-            unroll=unroll,
-        )
+        placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
+        return cls(model, schedule, codec, text_encoder, **vars(checkpoint.defaults()), **placed)
 
     @classmethod
     def from_checkpoint(
@@ -305,12 +297,8 @@ class NovaPipeline:
         batches = request.batches(ways, all_take_part=self._mesh is not None)
         mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
         latents, pixels = [], []
-        with tqdm(
-            desc="generating",
-            unit="frame",
-            total=len(batches) * request.frames,
-            disable=not show_progress,
-        ) as bar:
+        total = len(batches) * request.frames
+        with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
             for batch in batches:
                 made = generate(
                     model,

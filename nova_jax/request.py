@@ -47,12 +47,7 @@ class FirstFrames:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Samples that are made together.
-
-    Attributes:
-        prompts: number of each sample's prompt.
-        copies: number of each sample among those of its prompt.
-    """
+    """Samples that are made together: each one's prompt, and which of that prompt's it is."""
 
     prompts: Sequence[int]
     copies: Sequence[int]
@@ -166,11 +161,9 @@ class Output:
         if request.output_type == "latent":
             return cls(whole, whole, None, fps)
         frames = np.concatenate(pixels)[: request.count]
-        images: Any = None
-        if frames.shape[1] == 1:
-            images = frames[:, 0]
-            if request.output_type == "pil":
-                images = [Image.fromarray(image) for image in images]
+        images: Any = frames[:, 0] if frames.shape[1] == 1 else None
+        if images is not None and request.output_type == "pil":
+            images = [Image.fromarray(image) for image in images]
         return cls(whole, frames, images, fps)
 
 

@@ -177,12 +177,7 @@ class _ModelDirectory(Checkpoint):
 
 @dataclasses.dataclass(frozen=True)
 class _Run(_ModelDirectory):
-    """A training run: one of its checkpoints, and of that the parameters that are asked for.
-
-    Attributes:
-        checkpoint: directory of the checkpoint.
-        weights: averaged or current parameters.
-    """
+    """A training run: one of its checkpoints, and of that the parameters that are asked for."""
 
     kind: ClassVar[Kind] = "run"
     checkpoint: Path
