@@ -274,7 +274,7 @@ def fill(
             continue
         name, shape = names[entry.released], variables[entry.path].get_value().shape
         shape = shape if entry.block is None else shape[1:]
-        given = entry.to_native(np.broadcast_to(np.empty((), np.int8), tensors.shape(name))).shape
+        given = entry.to_native(np.broadcast_to(np.empty((), np.int8), tensors.shapes[name])).shape
         if given != shape:
             problems.append(f"{name} has shape {list(given)}, the model needs {list(shape)}")
     if problems:

@@ -40,23 +40,21 @@ class Tensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, opened: _Opened, source: str):
-        self._opened, self.source = opened, source
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, without reading it."""
-        return self._opened[name][0]
+        self._readers = {name: read for name, (_, read) in opened.items()}
+        self.shapes = {name: shape for name, (shape, _) in opened.items()}
+        self.source = source
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._opened[name][1]()
+        return self._readers[name]()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._opened)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self._opened)
+        return len(self._readers)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._opened
+        return name in self._readers
 
 
 def open_tensors(directory: Path, stems: Iterable[str]) -> Tensors:
