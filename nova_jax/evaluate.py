@@ -21,13 +21,7 @@ from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
-from nova_jax.digits.scores import (
-    Question,
-    format_table,
-    is_right,
-    make_questions,
-    tally,
-)
+from nova_jax.digits.scores import Question, format_table, is_right, make_questions, tally
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.training.config import TrainConfig
@@ -87,6 +81,7 @@ def main() -> None:
         batch_size=BATCH_SIZE.value,
     )
     verdicts = [judges(clip) for clip in videos.frames]
+    answers = list(zip(questions, verdicts, strict=True))
     table = tally(questions, verdicts)
     print(f"{CHECKPOINT.value}, {len(questions)} prompts, percent right [95 % interval] / judged:")
     print(format_table(table))
@@ -105,10 +100,10 @@ def main() -> None:
         },
         "answers": [
             {"asked": dataclasses.asdict(question), "seen": dataclasses.asdict(verdict)}
-            for question, verdict in zip(questions, verdicts, strict=True)
+            for question, verdict in answers
         ],
     }
-    captions = [_caption(*answer) for answer in zip(questions, verdicts, strict=True)]
+    captions = [_caption(*answer) for answer in answers]
     shown = media.enlarge(videos.frames[:SHEET_CLIPS], 64)
     sheet = media.contact_sheet(shown, captions[:SHEET_CLIPS], columns=3)
     out = Path(OUT.value)

@@ -50,19 +50,12 @@ Weights = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A function of weights and named inputs.
-
-    Attributes:
-        function: to be traced.
-        modules: what has the weights, by the start of their names.
-        inputs: shapes and types.
-        defaults: what inputs usually are, where that is not zero.
-    """
+    """A function of weights and named inputs; it is called as `function(modules, **inputs)`."""
 
     function: Callable[..., jax.Array]
-    modules: Mapping[str, nnx.Module]
+    modules: Mapping[str, nnx.Module]  # by the start of the names of their weights
     inputs: Mapping[str, jax.ShapeDtypeStruct]
-    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)  # where not zero
 
 
 def export(

@@ -33,11 +33,7 @@ def enlarge(
 ) -> UInt8[np.ndarray, "*b _ _ 3"]:
     """Repeats pixels by a whole factor until the short side has at least `short_side` pixels.
 
-    Players blur small videos that they enlarge themselves.
-
-    Args:
-        frames: `[..., H, W, 3]`; large ones come back as they are.
-        short_side: pixels that the short side must have.
+    Players blur small videos that they enlarge themselves. Large ones come back as they are.
     """
     factor = -(-short_side // min(frames.shape[-3:-1]))
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2) if factor > 1 else frames
@@ -110,15 +106,9 @@ def save(path: Path, data: bytes) -> Path:
 
 
 def save_clip(path: Path, frames: Clip, fps: float, *, gif: bool = False) -> Path:
-    """Writes a clip to a new file and returns its path.
+    """Writes a clip to a new file, named `path` and a suffix, and returns where that is.
 
-    One frame becomes a PNG; several become an MP4, or a GIF.
-
-    Args:
-        path: where to write, without a suffix.
-        frames: uint8 RGB, `[F, H, W, 3]`.
-        fps: frames per second.
-        gif: whether several frames become a GIF.
+    One frame becomes a PNG; several, of `fps` frames per second, become an MP4, or a GIF.
     """
     if len(frames) == 1:
         return save(path.with_name(f"{path.name}.png"), encode_png(frames[0]))
@@ -147,12 +137,8 @@ def fit_image(
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
     """Scales a picture to fill (height, width) and crops what is over about its center.
 
-    Args:
-        picture: uint8 RGB, `[H, W, 3]`.
-        size: (height, width) in pixels.
-
     Raises:
-        NovaError: The picture is not of that kind, or has no pixels.
+        NovaError: The picture is not uint8 RGB `[H, W, 3]`, or has no pixels.
     """
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
         raise NovaError(
@@ -168,12 +154,9 @@ def contact_sheet(
     captions: Sequence[str],
     columns: int = 2,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Clips as strips of their frames, left to right in time, each above its caption.
+    """Clips as strips of their frames, left to right in time, so many of them side by side.
 
-    Args:
-        clips: uint8 RGB, `[F, H, W, 3]` each, all of one shape.
-        captions: one for each clip, cut where its strip ends.
-        columns: clips side by side.
+    Clips are of one shape; each has its caption below it, cut where its strip ends.
     """
     font = ImageFont.load_default(size=13)
     frames, height, width = clips[0].shape[:3]

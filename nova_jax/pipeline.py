@@ -147,16 +147,8 @@ class NovaPipeline:
         kept = dtype if param_dtype is None else param_dtype
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
         codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
-        return cls(
-            model,
-            schedule,
-            codec,
-            text_encoder,
-            **vars(checkpoint.defaults()),
-            mesh=mesh,
-            devices=devices,
-            unroll=unroll,
-        )
+        placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
+        return cls(model, schedule, codec, text_encoder, **vars(checkpoint.defaults()), **placed)
 
     @classmethod
     def from_checkpoint(
@@ -177,12 +169,9 @@ class NovaPipeline:
         return height * self.codec.stride, width * self.codec.stride
 
     def resized(self, height: int, width: int) -> NovaPipeline:
-        """The same pipeline, on the same parameters, for another size.
+        """The same pipeline, on the same parameters, for another size in pixels.
 
         Sizes far from those of the training look it.
-
-        Args:
-            height, width: In pixels.
 
         Raises:
             NovaError: A token does not fit the size.
@@ -308,12 +297,8 @@ class NovaPipeline:
         batches = request.batches(ways, all_take_part=self._mesh is not None)
         mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
         latents, pixels = [], []
-        with tqdm(
-            desc="generating",
-            unit="frame",
-            total=len(batches) * request.frames,
-            disable=not show_progress,
-        ) as bar:
+        total = len(batches) * request.frames
+        with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
             for batch in batches:
                 made = generate(
                     model,
@@ -334,14 +319,12 @@ class NovaPipeline:
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any
     ) -> SamplingConfig:
-        """How samples are drawn with options on top, see `nova_jax.sampling.options`.
+        """How samples are drawn, by default the pipeline's own way, with options on top.
 
-        Args:
-            sampling: By default the pipeline's own way.
-            **options: Those that are None stay what they are.
+        Options that are None stay what they are.
 
         Raises:
-            NovaError: An option's value makes no sense.
+            NovaError: An option's value makes no sense, see `nova_jax.sampling.options`.
         """
         return with_options(sampling or self.sampling, options)
 
@@ -366,13 +349,13 @@ class NovaPipeline:
         self, image: Any, latents: Any, prompts: int, frames: int
     ) -> FirstFrames | None:
         """What the videos of so many prompts begin with."""
+        if image is not None and latents is not None:
+            raise NovaError("an image and latents are given; give one of them")
         if latents is not None:
-            if image is not None:
-                raise NovaError("an image and latents are given; give one of them")
             return check_latents(latents, prompts, frames, self.config)
-        if image is None:
-            return None
-        return encode_image(image, prompts, frames, size=self.size, codec=self.codec)
+        if image is not None:
+            return encode_image(image, prompts, frames, size=self.size, codec=self.codec)
+        return None
 
     def _encode(self, request: Request, batch: Batch) -> dict[str, Any]:
         """What the samples of a batch are made from, as `generate` takes it."""

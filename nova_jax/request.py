@@ -47,12 +47,7 @@ class FirstFrames:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Samples that are made together.
-
-    Attributes:
-        prompts: number of each sample's prompt.
-        copies: number of each sample among those of its prompt.
-    """
+    """Samples that are made together: each one's prompt, and which of that prompt's it is."""
 
     prompts: Sequence[int]
     copies: Sequence[int]
@@ -63,20 +58,13 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Samples of P prompts.
+    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.__call__` is asked for them.
 
     Attributes:
-        prompts: P of them.
-        negative: what the unconditional passes see, for each prompt; None for nothing.
-        seeds: the key of each prompt's seed.
+        prompts, negative, seeds: one of each for every prompt; seeds are keys.
         copies: samples of each prompt.
         frames: T.
         first: what videos begin with; None for nothing.
-        flow: motion score.
-        sampling: how samples are drawn.
-        batch_size: most samples to compute together.
-        output_type: see `Output`.
-        order, noise: reveal orders and noise of all samples, drawn elsewhere.
 
     Raises:
         NovaError: a number or the type of the output makes no sense.
@@ -114,9 +102,7 @@ class Request:
     def batches(self, devices: int, *, all_take_part: bool) -> list[Batch]:
         """All samples, in batches of one size that devices share evenly; the last sample pads.
 
-        Args:
-            devices: Among how many devices samples are shared.
-            all_take_part: Also where there are fewer samples than devices.
+        Fewer samples than devices take one device each, or are padded so that all take part.
 
         Raises:
             NovaError: what is recorded is for one batch and there are several.
@@ -175,11 +161,9 @@ class Output:
         if request.output_type == "latent":
             return cls(whole, whole, None, fps)
         frames = np.concatenate(pixels)[: request.count]
-        images: Any = None
-        if frames.shape[1] == 1:
-            images = frames[:, 0]
-            if request.output_type == "pil":
-                images = [Image.fromarray(image) for image in images]
+        images: Any = frames[:, 0] if frames.shape[1] == 1 else None
+        if images is not None and request.output_type == "pil":
+            images = [Image.fromarray(image) for image in images]
         return cls(whole, frames, images, fps)
 
 

@@ -119,11 +119,7 @@ class AutoencoderCodec:
 
 @functools.partial(jax.jit, static_argnames=("graph", "method", "sharding"))
 def _run(
-    graph: nnx.GraphDef,
-    state: nnx.State,
-    x: Video,
-    method: str,
-    sharding: NamedSharding | None,
+    graph: nnx.GraphDef, state: nnx.State, x: Video, method: str, sharding: NamedSharding | None
 ) -> Resized:
     def clips(state: nnx.State, x: Video) -> Resized:
         network = nnx.merge(graph, state)

@@ -5,20 +5,16 @@ Causal 3D convolutions throughout. The decoder's group norms are scaled and shif
 frames and doubled by repeating them; the first frame stands alone.
 
 Attributes are named as diffusers names them, but for wrappers around a single layer.
-
-Letters in shapes:
-
-    B clips   F pixel frames   H, W pixels   T latent frames   h, w latent sides   C latent channels
 """
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nova_jax.autoencoders.convolution import (
@@ -28,6 +24,7 @@ from nova_jax.autoencoders.convolution import (
     FrameConv,
     GroupNorm,
     Mapped,
+    Options,
     Resized,
     Video,
     Windows,
@@ -61,10 +58,8 @@ class AdaptiveNorm(GroupNorm):
         config: AutoencoderCogVideoXConfig,
         *,
         by_latents: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         super().__init__(channels, config.norm_num_groups, per_frame=False, **options)
         latents = config.latent_channels
         self.conv_y = CausalConv(latents, channels, 1, **options) if by_latents else None
@@ -101,10 +96,8 @@ class ResnetBlock(nnx.Module):
         config: AutoencoderCogVideoXConfig,
         *,
         by_latents: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.norm1 = AdaptiveNorm(inputs, config, by_latents=by_latents, **options)
         self.conv1 = CausalConv(inputs, outputs, **options)
         self.norm2 = AdaptiveNorm(outputs, config, by_latents=by_latents, **options)
@@ -123,8 +116,8 @@ class ResnetBlock(nnx.Module):
 class TimeDownsample(Downsample):
     """Averages pairs of frames after the first, where there are any, then halves rows, columns."""
 
-    def __init__(self, channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        super().__init__(channels, temporal=False, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, frames: bool, **options: Unpack[Options]):
+        super().__init__(channels, temporal=False, **options)
         self.frames = frames
 
     def __call__(self, x: Video) -> Resized:
@@ -139,8 +132,8 @@ class TimeDownsample(Downsample):
 class Upsample(nnx.Module):
     """Repeats frames after the first, rows and columns, then convolves each frame."""
 
-    def __init__(self, channels: int, *, frames: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.conv = FrameConv(channels, channels, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, *, frames: bool, **options: Unpack[Options]):
+        self.conv = FrameConv(channels, channels, **options)
         self.frames = frames
 
     def __call__(self, x: Video) -> Resized:
@@ -161,24 +154,16 @@ class Block(nnx.Module):
         config: AutoencoderCogVideoXConfig,
         *,
         by_latents: bool,
-        downsamplers: list[TimeDownsample] | None = None,
-        upsamplers: list[Upsample] | None = None,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        downsamplers: Sequence[TimeDownsample] = (),
+        upsamplers: Sequence[Upsample] = (),
+        **options: Unpack[Options],
     ):
         self.resnets = nnx.List(
-            ResnetBlock(
-                outputs if i else inputs,
-                outputs,
-                config,
-                by_latents=by_latents,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            ResnetBlock(outputs if i else inputs, outputs, config, by_latents=by_latents, **options)
             for i in range(depth)
         )
-        self.downsamplers = nnx.List(downsamplers or [])
-        self.upsamplers = nnx.List(upsamplers or [])
+        self.downsamplers = nnx.List(downsamplers)
+        self.upsamplers = nnx.List(upsamplers)
 
     def __call__(self, x: Video, latents: Resized | None = None) -> Resized:
         """Goes one level down or up."""
@@ -192,9 +177,8 @@ class Block(nnx.Module):
 class Encoder(nnx.Module):
     """Pixels to the moments of latents; the first two levels halve time too."""
 
-    def __init__(self, config: AutoencoderCogVideoXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        channels, last = config.block_out_channels, config.block_out_channels[-1]
+    def __init__(self, config: AutoencoderCogVideoXConfig, **options: Unpack[Options]):
+        channels, last = config.block_out_channels, len(config.block_out_channels) - 1
         self.conv_in = CausalConv(config.in_channels, channels[0], **options)
         self.down_blocks = nnx.List(
             Block(
@@ -203,18 +187,14 @@ class Encoder(nnx.Module):
                 config.layers_per_block,
                 config,
                 by_latents=False,
-                downsamplers=[TimeDownsample(here, frames=i < 2, **options)]
-                if i < len(channels) - 1
-                else None,
+                downsamplers=[TimeDownsample(here, frames=i < 2, **options)] if i < last else [],
                 **options,
             )
-            for i, (before, here) in enumerate(
-                zip((channels[0], *channels), channels, strict=False)
-            )
+            for i, (before, here) in enumerate(itertools.pairwise((channels[0], *channels)))
         )
-        self.mid_block = Block(last, last, 2, config, by_latents=False, **options)
-        self.norm_out = AdaptiveNorm(last, config, by_latents=False, **options)
-        self.conv_out = CausalConv(last, 2 * config.latent_channels, **options)
+        self.mid_block = Block(channels[-1], channels[-1], 2, config, by_latents=False, **options)
+        self.norm_out = AdaptiveNorm(channels[-1], config, by_latents=False, **options)
+        self.conv_out = CausalConv(channels[-1], 2 * config.latent_channels, **options)
 
     def __call__(self, x: Video) -> Resized:
         """Encodes."""
@@ -227,9 +207,8 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels; the first two levels double time too."""
 
-    def __init__(self, config: AutoencoderCogVideoXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-        channels = config.block_out_channels[::-1]
+    def __init__(self, config: AutoencoderCogVideoXConfig, **options: Unpack[Options]):
+        channels, last = config.block_out_channels[::-1], len(config.block_out_channels) - 1
         self.conv_in = CausalConv(config.latent_channels, channels[0], **options)
         self.mid_block = Block(channels[0], channels[0], 2, config, by_latents=True, **options)
         self.up_blocks = nnx.List(
@@ -239,14 +218,10 @@ class Decoder(nnx.Module):
                 config.layers_per_block + 1,
                 config,
                 by_latents=True,
-                upsamplers=[Upsample(here, frames=i < 2, **options)]
-                if i < len(channels) - 1
-                else None,
+                upsamplers=[Upsample(here, frames=i < 2, **options)] if i < last else [],
                 **options,
             )
-            for i, (before, here) in enumerate(
-                zip((channels[0], *channels), channels, strict=False)
-            )
+            for i, (before, here) in enumerate(itertools.pairwise((channels[0], *channels)))
         )
         self.norm_out = AdaptiveNorm(channels[-1], config, by_latents=True, **options)
         self.conv_out = CausalConv(channels[-1], config.out_channels, **options)
@@ -262,8 +237,7 @@ class Decoder(nnx.Module):
 class AutoencoderKLCogVideoX(Autoencoder):
     """The network; see `nova_jax.autoencoders.convolution.Autoencoder`."""
 
-    def __init__(self, config: AutoencoderCogVideoXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: AutoencoderCogVideoXConfig, **options: Unpack[Options]):
         self.config, self.latent_channels = config, config.latent_channels
         self.stride = 4, 2 ** (len(config.block_out_channels) - 1)
         self.encode_windows = Windows(size=17, step=16, drop=0)

@@ -9,7 +9,7 @@ Letters in shapes:
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,13 @@ Resized = Float[Array, "b _ _ _ _"]
 LARGE = 2**27
 
 Pointwise = Callable[[Video], Resized]
+
+
+class Options(TypedDict):
+    """What every module is made with: type of parameters and computation, keys of parameters."""
+
+    dtype: DTypeLike
+    rngs: nnx.Rngs
 
 
 class FrameConv(nnx.Conv):
@@ -95,13 +102,7 @@ class GroupNorm(nnx.Module):
     """Group normalization in float32 whatever the type, over a clip or over each frame alone."""
 
     def __init__(
-        self,
-        channels: int,
-        groups: int = 32,
-        *,
-        per_frame: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, channels: int, groups: int = 32, *, per_frame: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ):
         del rngs  # starts at one and zero
         self.scale = nnx.Param(jnp.ones(channels, dtype))
@@ -156,9 +157,9 @@ def activated(norm: GroupNorm, x: Video) -> Pointwise:
 class Downsample(nnx.Module):
     """Halves rows and columns, and 1 + 2n frames to 1 + n if temporal."""
 
-    def __init__(self, channels: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, channels: int, *, temporal: bool, **options: Unpack[Options]):
         conv = CausalConv if temporal else FrameConv
-        self.conv = conv(channels, channels, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, **options)
         self.conv.strides = (2,) * (3 if temporal else 2)
         self.conv.padding = ((0, 0),) * temporal + ((0, 1), (0, 1))
 

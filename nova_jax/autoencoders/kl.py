@@ -5,21 +5,16 @@ over time too, causally, and normalizes over all frames at once. All blocks 2D i
 Diffusion's; Open-Sora Plan's goes from 2D to 3D on the way in and is 3D on the way out.
 
 Attributes are named as diffusers names them, so a released key is the path of a parameter here.
-
-Letters in shapes:
-
-    B clips   F pixel frames   H, W pixels   T latent frames   h, w latent sides   C latent channels
 """
 
 import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from nova_jax.autoencoders.convolution import (
@@ -29,6 +24,7 @@ from nova_jax.autoencoders.convolution import (
     FrameConv,
     GroupNorm,
     Mapped,
+    Options,
     Resized,
     Video,
     Windows,
@@ -44,7 +40,7 @@ class AutoencoderKLConfig:
 
     Attributes:
         in_channels, out_channels: of pixels.
-        latent_channels: C.
+        latent_channels: of latents.
         block_out_channels: channels of each block of the encoder; the decoder goes back.
         layers_per_block: residual blocks of an encoder's block; a decoder's has one more.
         down_block_types, up_block_types: one a block, 2D where there are none; those that end in
@@ -83,16 +79,8 @@ class ResnetBlock(nnx.Module):
     """x + conv(SiLU(norm(conv(SiLU(norm(x)))))), with a 1×1 convolution where channels change."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        groups: int,
-        *,
-        temporal: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, groups: int, *, temporal: bool, **options: Unpack[Options]
     ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         conv = CausalConv if temporal else FrameConv
         self.norm1 = GroupNorm(inputs, groups, per_frame=not temporal, **options)
         self.conv1 = conv(inputs, outputs, **options)
@@ -108,19 +96,15 @@ class ResnetBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Self-attention with one head among the pixels of a frame, frame after frame."""
+    """x + self-attention with one head among the pixels of a frame, frame after frame."""
 
-    def __init__(
-        self, channels: int, groups: int, *, temporal: bool, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
-        self.group_norm = GroupNorm(
-            channels, groups, per_frame=not temporal, dtype=dtype, rngs=rngs
+    def __init__(self, channels: int, groups: int, *, temporal: bool, **options: Unpack[Options]):
+        self.group_norm = GroupNorm(channels, groups, per_frame=not temporal, **options)
+        self.to_q, self.to_k, self.to_v, out = (
+            nnx.Linear(channels, channels, param_dtype=options["dtype"], **options)
+            for _ in range(4)
         )
-        self.to_q, self.to_k, self.to_v = (
-            nnx.Linear(channels, channels, **options) for _ in range(3)
-        )
-        self.to_out = nnx.List([nnx.Linear(channels, channels, **options)])
+        self.to_out = nnx.List([out])
 
     def __call__(self, x: Video) -> Video:
         """Attends; adds to x."""
@@ -137,10 +121,7 @@ class Attention(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles rows and columns, and all frames but the first if its kernel spans several."""
 
-    def __init__(
-        self, channels: int, *, temporal: bool, frames: int, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, channels: int, frames: int, *, temporal: bool, **options: Unpack[Options]):
         self.frames = frames
         self.conv = (
             CausalConv(channels, channels, (frames, 3, 3), **options)
@@ -169,19 +150,12 @@ class DownBlock(nnx.Module):
         *,
         temporal: bool,
         downsample: bool | None,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         """`downsample`: whether the downsampler spans time; None for none."""
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+        groups = config.norm_num_groups
         self.resnets = nnx.List(
-            ResnetBlock(
-                outputs if i else inputs,
-                outputs,
-                config.norm_num_groups,
-                temporal=temporal,
-                **options,
-            )
+            ResnetBlock(outputs if i else inputs, outputs, groups, temporal=temporal, **options)
             for i in range(config.layers_per_block)
         )
         self.downsamplers = nnx.List(
@@ -204,16 +178,16 @@ class MidBlock(nnx.Module):
         config: AutoencoderKLConfig,
         *,
         temporal: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         groups = config.norm_num_groups
-        options: dict[str, Any] = {"temporal": temporal, "dtype": dtype, "rngs": rngs}
         self.resnets = nnx.List(
-            ResnetBlock(channels, channels, groups, **options) for _ in range(2)
+            ResnetBlock(channels, channels, groups, temporal=temporal, **options) for _ in range(2)
         )
         self.attentions = nnx.List(
-            [Attention(channels, groups, **options)] if config.mid_block_add_attention else []
+            [Attention(channels, groups, temporal=temporal, **options)]
+            if config.mid_block_add_attention
+            else []
         )
 
     def __call__(self, x: Video) -> Video:
@@ -235,17 +209,16 @@ class UpBlock(nnx.Module):
         *,
         temporal: bool,
         upsample: int | None,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
         """`upsample`: frames that the upsampler's kernel spans; None for no upsampler."""
-        options: dict[str, Any] = {"temporal": temporal, "dtype": dtype, "rngs": rngs}
+        groups = config.norm_num_groups
         self.resnets = nnx.List(
-            ResnetBlock(outputs if i else inputs, outputs, config.norm_num_groups, **options)
+            ResnetBlock(outputs if i else inputs, outputs, groups, temporal=temporal, **options)
             for i in range(config.layers_per_block + 1)
         )
         self.upsamplers = nnx.List(
-            [] if upsample is None else [Upsample(outputs, frames=upsample, **options)]
+            [] if upsample is None else [Upsample(outputs, upsample, temporal=temporal, **options)]
         )
 
     def __call__(self, x: Video) -> Resized:
@@ -258,8 +231,7 @@ class UpBlock(nnx.Module):
 class Encoder(nnx.Module):
     """Pixels to the moments of latents; the first convolution is 2D whatever the blocks are."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: AutoencoderKLConfig, **options: Unpack[Options]):
         channels, temporal = config.block_out_channels, config.temporal(config.down_block_types)
         self.conv_in = FrameConv(config.in_channels, channels[0], **options)
         # A downsampler is of the kind of the block that it leads to.
@@ -288,8 +260,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels; what is not an up block is of the kind of the last one."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: AutoencoderKLConfig, **options: Unpack[Options]):
         channels, temporal = config.block_out_channels[::-1], config.temporal(config.up_block_types)
         spans, groups = temporal[-1], config.norm_num_groups
         conv = CausalConv if spans else FrameConv
@@ -307,9 +278,7 @@ class Decoder(nnx.Module):
                 upsample=None if i == last else frames[i],
                 **options,
             )
-            for i, (before, here) in enumerate(
-                zip((channels[0], *channels), channels, strict=False)
-            )
+            for i, (before, here) in enumerate(itertools.pairwise((channels[0], *channels)))
         )
         self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=not spans, **options)
         self.conv_out = conv(channels[-1], config.out_channels, **options)
@@ -325,8 +294,7 @@ class Decoder(nnx.Module):
 class AutoencoderKL(Autoencoder):
     """The network; see `nova_jax.autoencoders.convolution.Autoencoder`."""
 
-    def __init__(self, config: AutoencoderKLConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: AutoencoderKLConfig, **options: Unpack[Options]):
         temporal = config.temporal(config.down_block_types)
         self.config, self.latent_channels = config, config.latent_channels
         self.stride = 2 ** sum(temporal[1:]), 2 ** (len(temporal) - 1)

@@ -5,15 +5,11 @@ a level folds neighboring pixels and frames into channels, with their mean as th
 decoder can finish denoising and is told how far it is; clean latents are at time 0.
 
 Attributes are named as diffusers names them, but for wrappers around a single layer.
-
-Letters in shapes:
-
-    B clips   F pixel frames   H, W pixels   T latent frames   h, w latent sides   C latent channels
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +18,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nova_jax.autoencoders.convolution import Autoencoder, Mapped, Resized, Video, Windows
+from nova_jax.autoencoders.convolution import Autoencoder, Mapped, Options, Resized, Video, Windows
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 
 _FOLD = "b (t r) (h p) (w q) c -> b t h w (c r p q)"
 _UNFOLD = "b t h w (c r p q) -> b (t r) (h p) (w q) c"
-_STRIDES = {
-    "spatial": (1, 2, 2),
-    "temporal": (2, 1, 1),
-    "spatiotemporal": (2, 2, 2),
-}
+_STRIDES = {"spatial": (1, 2, 2), "temporal": (2, 1, 1), "spatiotemporal": (2, 2, 2)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +32,7 @@ class AutoencoderLTXConfig:
 
     Attributes:
         in_channels, out_channels: of pixels.
-        latent_channels: C.
+        latent_channels: of latents.
         block_out_channels: channels of each level of the encoder, one more than downsamplers.
         layers_per_block: residual blocks of each, the middle's last.
         decoder_block_out_channels, decoder_layers_per_block: of the decoder, counted from its end;
@@ -126,16 +118,10 @@ class Downsample(nnx.Module):
     """Convolves, then folds pixels and frames into channels; plus the mean of what is folded."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: tuple[int, int, int],
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, stride: tuple[int, int, int], **options: Unpack[Options]
     ):
         self.stride, self.outputs = stride, outputs
-        self.conv = Conv(inputs, outputs // math.prod(stride), causal=True, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, outputs // math.prod(stride), causal=True, **options)
 
     def __call__(self, x: Video) -> Resized:
         """Halves what the stride says; copies of the first frame make up for time's odd one."""
@@ -149,9 +135,9 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Convolves, then unfolds channels into pixels and frames; plus the input, unfolded alike."""
 
-    def __init__(self, inputs: int, outputs: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, **options: Unpack[Options]):
         self.repeats = 8 * outputs // inputs
-        self.conv = Conv(inputs, 8 * outputs, causal=False, dtype=dtype, rngs=rngs)
+        self.conv = Conv(inputs, 8 * outputs, causal=False, **options)
 
     def __call__(self, x: Video) -> Resized:
         """Doubles frames, rows and columns; the first frame is left out again."""
@@ -169,11 +155,8 @@ class DownBlock(nnx.Module):
         outputs: int,
         depth: int,
         stride: tuple[int, int, int],
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        **options: Unpack[Options],
     ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.resnets = nnx.List(ResnetBlock(inputs, causal=True, **options) for _ in range(depth))
         self.downsamplers = nnx.List([Downsample(inputs, outputs, stride, **options)])
 
@@ -188,16 +171,8 @@ class Block(nnx.Module):
     """A level up, if `inputs` differ from `outputs`; then residual blocks, all at one time."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        depth: int,
-        *,
-        causal: bool,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
+        self, inputs: int, outputs: int, depth: int, *, causal: bool, **options: Unpack[Options]
     ):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.time_embedder = None if causal else TimeEmbed(4 * outputs, **options)
         self.upsamplers = nnx.List(
             [] if inputs == outputs else [Upsample(inputs, outputs, **options)]
@@ -221,8 +196,7 @@ class Block(nnx.Module):
 class Encoder(nnx.Module):
     """Pixels to the means of latents and one log-variance that all channels share."""
 
-    def __init__(self, config: AutoencoderLTXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        options: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
+    def __init__(self, config: AutoencoderLTXConfig, **options: Unpack[Options]):
         channels, depths = config.block_out_channels, config.layers_per_block
         self.patch_size = config.patch_size
         inputs = config.in_channels * config.patch_size**2
@@ -286,13 +260,13 @@ class Decoder(nnx.Module):
 class AutoencoderKLLTXVideo(Autoencoder):
     """The network; see `nova_jax.autoencoders.convolution.Autoencoder`."""
 
-    def __init__(self, config: AutoencoderLTXConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: AutoencoderLTXConfig, **options: Unpack[Options]):
         self.config, self.latent_channels = config, config.latent_channels
         strides = [_STRIDES[kind] for kind in config.downsample_type]
         self.stride = math.prod(s[0] for s in strides), math.prod(s[1] for s in strides)
         self.stride = self.stride[0], self.stride[1] * config.patch_size
         self.encode_windows = Windows(size=249, step=248, drop=0)
         self.decode_windows = Windows(size=32, step=32, drop=1)
-        self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
+        self.encoder = Encoder(config, **options)
+        self.decoder = Decoder(config, **options)
         self.quant_conv = self.post_quant_conv = None

@@ -36,6 +36,9 @@ class PixelCodec:
     """
 
     type: ClassVar[str] = "pixels"
+    latent_channels: ClassVar[int] = 3
+    stride: ClassVar[int] = 1
+    network: ClassVar[None] = None
     shift: float = -0.911
     scale: float = 3.34
 
@@ -44,23 +47,9 @@ class PixelCodec:
             raise NovaError(f"pixel codec: scale must be positive, not {self.scale}")
 
     @property
-    def latent_channels(self) -> int:
-        """Red, green, blue."""
-        return 3
-
-    @property
-    def stride(self) -> int:
-        """One latent a pixel."""
-        return 1
-
-    @property
     def scaling(self) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
         """The settings, for each channel."""
         return np.full(3, self.scale, np.float32), np.full(3, self.shift, np.float32)
-
-    @property
-    def network(self) -> None:
-        """There are no parameters."""
 
     def with_network(self, network: Any) -> "PixelCodec":
         """Itself."""

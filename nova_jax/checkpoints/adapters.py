@@ -53,14 +53,9 @@ def save_adapters(
     model: NovaConfig,
     base: str,
 ) -> None:
-    """Writes adapters, replacing earlier ones.
+    """Writes adapters of `model`, which is found at `base`, replacing earlier ones.
 
-    Args:
-        directory: where to.
-        adapters: by path, as `nova_jax.training.lora` names them.
-        rank, alpha: see `nova_jax.training.lora.LoraConfig`.
-        model: the model that they adapt.
-        base: where that is found.
+    They are by path, as `nova_jax.training.lora` names them; there is what rank and alpha are.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from nova_jax.checkpoints import rules
@@ -54,10 +53,10 @@ def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
     _check_new(out)
     directory = Path(locate(source))
     tensors = open_tensors(directory / "transformer", [WEIGHTS])
-    dtypes = {name: str(tensors[name].dtype) for name in tensors}
-    uniform = set(dtypes.values())
+    dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
+    different = len(set(dtypes.values())) > 1
     # float32 holds every value of the half types, so files of several types lose nothing.
-    stored = jnp.dtype(uniform.pop()) if len(uniform) == 1 else jnp.dtype(jnp.float32)
+    stored = "float32" if different else next(iter(dtypes.values()), "float32")
     model, schedule = load_transformer(directory, param_dtype=stored)
     variables = {
         ".".join(map(str, path)): variable.get_value()
@@ -70,12 +69,10 @@ def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
         "codec": parts,
         "text_encoder": parts if model.config.text_dim is not None else None,
         "sampling": to_plain(Defaults().sampling),
-        "dtypes": dtypes if len(set(dtypes.values())) > 1 else str(stored),
+        "dtypes": dtypes if different else stored,
     }
     save_model(out, variables=variables, config=config, step=0, dtype=None)
-    shutil.copytree(
-        directory, out / _KEPT, ignore=lambda folder, names: _weights(folder, names, directory)
-    )
+    _copy_frozen(directory, out / _KEPT)
     write_checksums(out)
 
 
@@ -119,7 +116,7 @@ def native_to_released(
     trained, schedule = checkpoint.load_transformer()
     model = trained.config
 
-    shutil.copytree(base, out, ignore=lambda folder, names: _weights(folder, names, base))
+    _copy_frozen(base, out)
     # The base's own files stay where they say the same, to the byte.
     transformer = out / "transformer" / "config.json"
     released = read_json(transformer)
@@ -132,15 +129,11 @@ def native_to_released(
         scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(trained))}
-
-    def typed(name: str, value: np.ndarray) -> np.ndarray:
-        return value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name]))
-
-    write_safetensors(
-        out / "transformer",
-        WEIGHTS,
-        ((name, typed(name, value)) for name, value in rules.to_released(model, variables)),
+    tensors = (
+        (name, value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name])))
+        for name, value in rules.to_released(model, variables)
     )
+    write_safetensors(out / "transformer", WEIGHTS, tensors)
 
 
 def _check_new(out: Path) -> None:
@@ -150,9 +143,12 @@ def _check_new(out: Path) -> None:
         out.rmdir()
 
 
-def _weights(folder: str, names: list[str], root: Path) -> set[str]:
-    """The transformer's weight files, and what tools leave behind."""
-    hidden = {name for name in names if name.startswith(".")}
-    if Path(folder) != root / "transformer":
-        return hidden
-    return hidden | {name for name in names if any(Path(name).match(p) for p in _WEIGHT_FILES)}
+def _copy_frozen(source: Path, out: Path) -> None:
+    """Copies a release but for the transformer's weights, and what tools leave behind."""
+    transformer = source / "transformer"
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        patterns = (".*", *_WEIGHT_FILES) if Path(folder) == transformer else (".*",)
+        return shutil.ignore_patterns(*patterns)(folder, names)
+
+    shutil.copytree(source, out, ignore=left_out)

@@ -8,10 +8,10 @@ Every part has a config.json (or the like) that says what it is, and its weights
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Sche
 from nova_jax.text.interface import TextEncoder
 from nova_jax.text.registry import LANGUAGE_MODELS
 
-R = TypeVar("R")
 NUM_CLASSES = 1000  # of every class-conditional release; config.json does not say
 WEIGHTS = "diffusion_pytorch_model"  # of transformers and autoencoders
 TEXT_WEIGHTS = ("model", "pytorch_model")
@@ -218,12 +217,7 @@ def load_autoencoder(
         NovaError: naming what is missing, unknown, damaged or of another shape.
     """
     directory = Path(directory)
-    path = directory / "config.json"
-    released = read_json(path)
-    kind = _registered(AUTOENCODERS, released, "_class_name", path)
-    with _named(path):
-        config = from_dict(kind.config, released, ignore_unknown=True)
-    network = _abstract(lambda: kind.network(config, dtype=dtype, rngs=nnx.Rngs(0)), path)
+    _, config, network = _abstract(AUTOENCODERS, "_class_name", directory, dtype)
     variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(network))}
     tensors = open_tensors(directory, [WEIGHTS])
     rules.fill(
@@ -255,48 +249,46 @@ def load_text_encoder(
         NovaError: naming what is missing, unknown, damaged or of another shape.
     """
     directory = Path(directory)
-    path = directory / "text_encoder" / "config.json"
-    kind = _registered(LANGUAGE_MODELS, read_json(path), "model_type", path)
-    network = load_language_model(path.parent, dtype=dtype, mesh=mesh)
-    return kind.load(network, directory / "tokenizer")
+    network = load_language_model(directory / "text_encoder", dtype=dtype, mesh=mesh)
+    kind = read_json(directory / "text_encoder" / "config.json")["model_type"]
+    return LANGUAGE_MODELS[kind].load(network, directory / "tokenizer")
 
 
 def load_language_model(
     directory: str | Path, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
 ) -> Any:
     """Loads the network of a text encoder, in transformers' layout; see `load_text_encoder`."""
-    directory = Path(directory)
-    path = directory / "config.json"
-    released = read_json(path)
-    kind = _registered(LANGUAGE_MODELS, released, "model_type", path)
-    # Newer versions of transformers keep what concerns positions in a section of its own.
-    positions = released.get("rope_parameters") or {}
-    with _named(path):
-        config = from_dict(kind.config, {**released, **positions}, ignore_unknown=True)
-    network = _abstract(lambda: kind.network(config, dtype=dtype, rngs=nnx.Rngs(0)), path)
-    table, aliases = rules.TEXT_ENCODERS[released["model_type"]]
+    kind, config, network = _abstract(LANGUAGE_MODELS, "model_type", Path(directory), dtype)
+    table, aliases = rules.TEXT_ENCODERS[kind]
     rules.fill(
         network,
         table(config.num_hidden_layers),
-        open_tensors(directory, TEXT_WEIGHTS),
+        open_tensors(Path(directory), TEXT_WEIGHTS),
         aliases=aliases,
         shardings=None if mesh is None else parameter_shardings(network, mesh),
     )
     return network
 
 
-def _registered(table: Mapping[str, R], released: Mapping[str, Any], key: str, path: Path) -> R:
-    """What a registry has under the name in a config.json, of which the last part counts."""
+def _abstract(
+    table: Mapping[str, Any], key: str, directory: Path, dtype: DTypeLike
+) -> tuple[str, Any, Any]:
+    """The kind and the sizes in a config.json, and their network without its numbers.
+
+    The kind is the value of `key`, of which the last part counts; `table` is a registry of kinds.
+    """
+    path = directory / "config.json"
+    released = read_json(path)
     name = str(released.get(key)).split(".")[-1]
     if name not in table:
         raise NovaError(f"{path}: unknown {key} {name!r}; known: {', '.join(table)}")
-    return table[name]
-
-
-def _abstract(make: Callable[[], Any], path: Path) -> Any:
-    """What `make` builds of the sizes in a config.json, without its numbers."""
+    # Newer versions of transformers keep what concerns positions in a section of its own.
+    released |= released.get("rope_parameters") or {}
+    with _named(path):
+        config = from_dict(table[name].config, released, ignore_unknown=True)
     try:
-        return nnx.eval_shape(make)
+        network = nnx.eval_shape(lambda: table[name].network(config, dtype=dtype, rngs=nnx.Rngs(0)))
+        return name, config, network
     except (TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise NovaError(f"{path}: its sizes make no network ({reason})") from None

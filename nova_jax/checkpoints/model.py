@@ -134,17 +134,23 @@ def load_parameters(
     shardings = {} if mesh is None else parameter_shardings(abstract, mesh)
     # Adapters, which the model knows nothing of, have a copy on every device.
     default = SingleDeviceSharding(jax.devices()[0]) if mesh is None else replicated(mesh)
-    variables: dict[str, jax.Array] = {}
-    if frozen is not None:
-        variables |= _restore(source / frozen, shardings, default)
+    variables = {} if frozen is None else _restore(source / frozen, shardings, default)
     trained = _restore(source / tree, shardings, default)
-    variables = (
-        variables | trained if adapters is None else apply_adapters(variables, trained, adapters)
-    )
+    if adapters is None:
+        variables |= trained
+    else:
+        variables = apply_adapters(variables, trained, adapters)
 
     graphdef, state = nnx.split(abstract)
     expected = flatten_dict(nnx.to_pure_dict(state), sep=".")
-    _check_fit(source, {k: v.shape for k, v in variables.items()}, expected)
+    for name in sorted(expected.keys() | variables.keys()):
+        given = variables[name].shape if name in variables else "missing"
+        wanted = expected[name].shape if name in expected else "nothing"
+        if given != wanted:
+            raise NovaError(
+                f"checkpoint {source} does not fit its config.json: {name} is {given}, the model "
+                f"has {wanted}; restore both from one copy"
+            )
     values = {name: jnp.asarray(value, param_dtype) for name, value in variables.items()}
     return nnx.merge(graphdef, unflatten_dict(values, sep="."))
 
@@ -162,17 +168,3 @@ def _restore(
 
         restored = checkpointer.restore(directory, jax.tree.map_with_path(abstract, saved))
     return flatten_dict(restored, sep=".")
-
-
-def _check_fit(
-    source: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    expected: Mapping[str, jax.ShapeDtypeStruct],
-) -> None:
-    for name in sorted(expected.keys() | shapes.keys()):
-        wanted = expected[name].shape if name in expected else "nothing"
-        if shapes.get(name, "nothing") != wanted:
-            raise NovaError(
-                f"checkpoint {source} does not fit its config.json: {name} is "
-                f"{shapes.get(name, 'missing')}, the model has {wanted}; restore both from one copy"
-            )

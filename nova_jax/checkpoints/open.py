@@ -13,11 +13,12 @@ comparison with the release, preparation of data) takes any of three kinds, by n
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from etils.epath import Path
@@ -48,14 +49,7 @@ Weights = Literal["ema", "raw"]
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """How a model generates unless told otherwise.
-
-    Attributes:
-        frames: latent frames.
-        sampling: options of sampling.
-        motion_flow: motion score, in pixels a frame.
-        fps: frames per second that it is conditioned on and videos play at.
-    """
+    """How a model generates unless told otherwise; see `nova_jax.pipeline.NovaPipeline`."""
 
     frames: int = 1
     sampling: SamplingConfig = SamplingConfig(guidance=GuidanceConfig(scale=5.0))
@@ -63,37 +57,39 @@ class Defaults:
     fps: float = DEFAULT_FPS
 
 
-class Checkpoint(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(abc.ABC):
     """A checkpoint of which nothing but its configuration is loaded yet.
 
     In the loaders `dtype` is the type of the computation, and of frozen parts that of the
     parameters, too; `param_dtype` is the type that the transformer's parameters are kept in. On a
     `mesh` parameters lie as `nova_jax.distributed.mesh` says; by default all on the first device.
     They raise `NovaError`, naming what is missing, unknown, damaged or of another shape.
+
+    Attributes:
+        kind: what it is.
+        directory: where it is.
+        config: config.json of this project as it stands; empty for a released model.
     """
 
-    @property
-    def kind(self) -> Kind:
-        """What it is."""
-
-    @property
-    def directory(self) -> os.PathLike[str]:
-        """Where it is."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """config.json of this project as it stands; empty for a released model."""
+    kind: ClassVar[Kind]
+    directory: Path
+    config: Mapping[str, Any]
 
     @property
     def step(self) -> int:
         """Training steps behind it; 0 for a released model, which does not say."""
+        return self.config.get("step", 0)
 
+    @abc.abstractmethod
     def model_config(self) -> NovaConfig:
         """What the transformer is."""
 
+    @abc.abstractmethod
     def defaults(self) -> Defaults:
         """How it generates unless told otherwise."""
 
+    @abc.abstractmethod
     def load_transformer(
         self,
         *,
@@ -103,11 +99,13 @@ class Checkpoint(Protocol):
     ) -> tuple[Nova, Schedule]:
         """Loads the transformer, with the noise schedule it was trained with."""
 
+    @abc.abstractmethod
     def load_autoencoder(
         self, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
     ) -> VideoCodec | None:
         """Loads the autoencoder; None if the model was trained on latents and none is named."""
 
+    @abc.abstractmethod
     def load_text_encoder(
         self, *, dtype: DTypeLike = jnp.float32, mesh: MeshLayout | None = None
     ) -> TextEncoder | None:
@@ -115,41 +113,32 @@ class Checkpoint(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Released:
+class _Released(Checkpoint):
     """A model in the released layout."""
 
     kind: ClassVar[Kind] = "released"
-    config: ClassVar[Mapping[str, Any]] = {}
-    step: ClassVar[int] = 0
-    directory: pathlib.Path
 
     def model_config(self) -> NovaConfig:
-        return diffusers.read_model_config(self.directory)
+        return diffusers.read_model_config(pathlib.Path(self.directory))
 
     def defaults(self) -> Defaults:
         return Defaults()
 
     def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
-        return diffusers.load_transformer(self.directory, **options)
+        return diffusers.load_transformer(pathlib.Path(self.directory), **options)
 
     def load_autoencoder(self, **options: Any) -> VideoCodec:
-        return diffusers.load_autoencoder(self.directory / "vae", **options)
+        return diffusers.load_autoencoder(pathlib.Path(self.directory) / "vae", **options)
 
     def load_text_encoder(self, **options: Any) -> TextEncoder:
-        return diffusers.load_text_encoder(self.directory, **options)
+        return diffusers.load_text_encoder(pathlib.Path(self.directory), **options)
 
 
 @dataclasses.dataclass(frozen=True)
-class _ModelDirectory:
+class _ModelDirectory(Checkpoint):
     """A finished model of this project."""
 
     kind: ClassVar[Kind] = "model"
-    directory: Path
-    config: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        return self.config.get("step", 0)
 
     def model_config(self) -> NovaConfig:
         with config_errors(self.directory):
@@ -174,26 +163,21 @@ class _ModelDirectory:
         return model.load_parameters(config, self.directory, PARAMS, **options)
 
     def load_autoencoder(self, **options: Any) -> VideoCodec | None:
+        if (settings := self.config.get("codec")) is None:
+            return None
         with config_errors(self.directory):
-            settings = self.config.get("codec")
-            base = pathlib.Path(self.directory)
-            return None if settings is None else codec_from_dict(settings, base, **options)
+            return codec_from_dict(settings, pathlib.Path(self.directory), **options)
 
     def load_text_encoder(self, **options: Any) -> TextEncoder | None:
+        if (settings := self.config.get("text_encoder")) is None:
+            return None
         with config_errors(self.directory):
-            settings = self.config.get("text_encoder")
-            base = pathlib.Path(self.directory)
-            return None if settings is None else text_encoder_from_dict(settings, base, **options)
+            return text_encoder_from_dict(settings, pathlib.Path(self.directory), **options)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run(_ModelDirectory):
-    """A training run: one of its checkpoints, and of that the parameters that are asked for.
-
-    Attributes:
-        checkpoint: directory of the checkpoint.
-        weights: averaged or current parameters.
-    """
+    """A training run: one of its checkpoints, and of that the parameters that are asked for."""
 
     kind: ClassVar[Kind] = "run"
     checkpoint: Path
@@ -229,8 +213,7 @@ def open_checkpoint(
     Args:
         source: a directory of any of the three kinds, or an id on the Hugging Face hub.
         weights: of a training run: averaged or current parameters.
-        step: of a training run: its newest checkpoint, the one with the lowest evaluation loss,
-            or the one of this step.
+        step: of a training run: which of its checkpoints.
         part: see `nova_jax.checkpoints.hub.locate`.
 
     Raises:
@@ -238,7 +221,7 @@ def open_checkpoint(
     """
     directory = locate(source, part)
     if (directory / "model_index.json").is_file():
-        return _Released(pathlib.Path(directory))
+        return _Released(directory, {})
     if (directory / CONFIG).is_file():
         directory = absolute(directory)
         config = read_config(directory)
@@ -247,7 +230,7 @@ def open_checkpoint(
         return _Run(directory, config, choose_checkpoint(directory, step), weights)
     # A release of some of its parts, such as the frozen ones that data is prepared with.
     if any((directory / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
-        return _Released(pathlib.Path(directory))
+        return _Released(directory, {})
     raise NovaError(
         f"{directory} is no checkpoint: it has no {CONFIG}, as a model directory and the --workdir "
         "of a training run have, and no model_index.json, as a released model has"

@@ -25,11 +25,7 @@ from nova_jax.text.registry import TEXT_ENCODERS
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedPart:
-    """A part of a released model.
-
-    Attributes:
-        source: the model's directory, or its id on the hub.
-    """
+    """A part of a released model, whose directory or id on the hub is the source."""
 
     type: ClassVar[str] = "released"
     source: str
@@ -53,8 +49,7 @@ def codec_from_dict(
     Raises:
         NovaError: no such type, a setting it does not know, or a source that cannot be read.
     """
-    kinds: dict[str, type[Any]] = {**CODECS, ReleasedPart.type: ReleasedPart}
-    part = from_dict(kinds, settings, "codec")
+    part: Any = from_dict({**CODECS, ReleasedPart.type: ReleasedPart}, settings, "codec")
     if not isinstance(part, ReleasedPart):
         return part
     return load_autoencoder(Path(locate(part.directory(base), "vae")) / "vae", **options)
@@ -64,8 +59,9 @@ def text_encoder_from_dict(
     settings: Mapping[str, Any], base: Path | None = None, **options: Any
 ) -> TextEncoder:
     """Builds or loads a text encoder; see `codec_from_dict`."""
-    kinds: dict[str, type[Any]] = {**TEXT_ENCODERS, ReleasedPart.type: ReleasedPart}
-    part = from_dict(kinds, settings, "text_encoder")
+    part: Any = from_dict(
+        {**TEXT_ENCODERS, ReleasedPart.type: ReleasedPart}, settings, "text_encoder"
+    )
     if not isinstance(part, ReleasedPart):
         return part
     return load_text_encoder(Path(locate(part.directory(base), "text_encoder")), **options)

@@ -29,8 +29,9 @@ from nova_jax.models.config import NovaConfig
 
 Layout = Literal["linear", "conv", "patch", "norm", "row", "same"]
 Path = tuple[Any, ...]
+Rules = tuple[tuple[str, str, Layout], ...]
 
-_TRANSFORMER_BLOCK: tuple[tuple[str, str, Layout], ...] = (
+_TRANSFORMER_BLOCK: Rules = (
     ("attn.qkv", "attention.qkv", "linear"),
     ("attn.proj", "attention.out", "linear"),
     ("norm1", "norm1", "norm"),
@@ -38,13 +39,14 @@ _TRANSFORMER_BLOCK: tuple[tuple[str, str, Layout], ...] = (
     ("mlp.fc2", "mlp.fc2", "linear"),
     ("norm2", "norm2", "norm"),
 )
-_HEAD_BLOCK: tuple[tuple[str, str, Layout], ...] = (
+_HEAD_BLOCK: Rules = (
     ("norm1.proj", "modulation", "linear"),
     ("proj.fc1", "mlp.fc1", "linear"),
     ("proj.fc2", "mlp.fc2", "linear"),
     ("norm2", "norm", "norm"),
 )
-_MODULES: tuple[tuple[str, str, Layout], ...] = (
+_CONDITION = "image_decoder.time_cond_embed"
+_MODULES: Rules = (
     ("text_embed.weight", "text_embed.buffer", "same"),
     ("text_embed.proj", "text_embed.projection", "linear"),
     ("text_embed.norm", "text_embed.norm", "norm"),
@@ -66,25 +68,17 @@ _MODULES: tuple[tuple[str, str, Layout], ...] = (
     ("image_encoder.patch_embed.proj", "spatial_decoder.patch_embed", "patch"),
     ("image_encoder.norm", "spatial_decoder.norm", "norm"),
     ("image_decoder.patch_embed.proj", "diffusion_head.patch_embed", "patch"),
-    ("image_decoder.time_cond_embed.timestep_proj.fc1", "diffusion_head.step_embed.fc1", "linear"),
-    ("image_decoder.time_cond_embed.timestep_proj.fc2", "diffusion_head.step_embed.fc2", "linear"),
-    (
-        "image_decoder.time_cond_embed.condition_proj.fc1",
-        "diffusion_head.feature_embed.fc1",
-        "linear",
-    ),
-    (
-        "image_decoder.time_cond_embed.condition_proj.fc2",
-        "diffusion_head.feature_embed.fc2",
-        "linear",
-    ),
+    (f"{_CONDITION}.timestep_proj.fc1", "diffusion_head.step_embed.fc1", "linear"),
+    (f"{_CONDITION}.timestep_proj.fc2", "diffusion_head.step_embed.fc2", "linear"),
+    (f"{_CONDITION}.condition_proj.fc1", "diffusion_head.feature_embed.fc1", "linear"),
+    (f"{_CONDITION}.condition_proj.fc2", "diffusion_head.feature_embed.fc2", "linear"),
     ("image_decoder.norm.proj", "diffusion_head.final_modulation", "linear"),
     ("image_decoder.head", "diffusion_head.out", "linear"),
 )
 
 
 # Phi's, by the names of transformers; the language head is not part of a text encoder.
-_PHI_BLOCK: tuple[tuple[str, str, Layout], ...] = (
+_PHI_BLOCK: Rules = (
     ("input_layernorm", "norm", "norm"),
     ("self_attn.q_proj", "query", "linear"),
     ("self_attn.k_proj", "key", "linear"),
@@ -93,7 +87,7 @@ _PHI_BLOCK: tuple[tuple[str, str, Layout], ...] = (
     ("mlp.fc1", "fc1", "linear"),
     ("mlp.fc2", "fc2", "linear"),
 )
-_PHI_MODULES: tuple[tuple[str, str, Layout], ...] = (
+_PHI_MODULES: Rules = (
     ("embed_tokens.weight", "embed.embedding", "same"),
     ("final_layernorm", "norm", "norm"),
 )
@@ -118,12 +112,7 @@ AUTOENCODER_ALIASES: tuple[Alias, ...] = (
     (r"\.timestep_scale$", ".timestep_scale_multiplier"),
 )
 # Keys that are read over, by name: what a component's file may hold besides it.
-DROPPED = (
-    r"^lm_head\.",
-    r"\.rotary_emb\.inv_freq$",
-    r"^latents_(mean|std)$",
-    r"^(shift|scaling)_factors$",
-)
+DROPPED = r"^lm_head\.|\.rotary_emb\.inv_freq$|^latents_(mean|std)$|^(shift|scaling)_factors$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +173,10 @@ def transformer_table(config: NovaConfig, variables: Mapping[Path, Any]) -> list
         ("image_encoder", half, rest, "spatial_decoder.decoder_blocks", _TRANSFORMER_BLOCK),
         ("image_decoder", 0, head, "diffusion_head.blocks", _HEAD_BLOCK),
     )
-    entries = []
+    entries: list[Entry] = []
     for source, target, layout in _MODULES:
         side = config.patch_size * (2 if target.startswith("temporal_encoder") else 1)
-        patch = (side, config.latent_channels)
-        entries += list(_tensors(source, target, layout, patch=patch))
+        entries += _tensors(source, target, layout, patch=(side, config.latent_channels))
     for source, offset, depth, target, rules in stacks:
         for i in range(depth):
             for block_source, block_target, layout in rules:
@@ -199,9 +187,7 @@ def transformer_table(config: NovaConfig, variables: Mapping[Path, Any]) -> list
 
 def phi_table(depth: int) -> list[Entry]:
     """Every tensor of a Phi text encoder."""
-    entries = []
-    for source, target, layout in _PHI_MODULES:
-        entries += list(_tensors(source, target, layout))
+    entries = [entry for rule in _PHI_MODULES for entry in _tensors(*rule)]
     for i in range(depth):
         for source, target, layout in _PHI_BLOCK:
             entries += _tensors(f"layers.{i}.{source}", f"blocks.block.{target}", layout, i)
@@ -250,7 +236,7 @@ def fill(
     *,
     aliases: Sequence[Alias] = (),
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-) -> list[str]:
+) -> None:
     """Fills a model's variables, which may be abstract, from released tensors.
 
     Each goes to its devices as it is read, in the type of the variable: on the host there is never
@@ -263,18 +249,13 @@ def fill(
         aliases: other spellings of the released names.
         shardings: where variables live, by dotted path; by default on the first device.
 
-    Returns:
-        The keys that were dropped.
-
     Raises:
         NovaError: naming every tensor that is missing, unknown, there twice or of another shape;
             nothing is read then.
     """
-    state = nnx.state(model)
-    variables = dict(nnx.to_flat_state(state))
+    variables = dict(nnx.to_flat_state(nnx.state(model)))
     if unfilled := set(variables) - {entry.path for entry in entries}:
         raise AssertionError(f"no rule fills {sorted(map(str, unfilled))}")
-    dropped = [name for name in tensors if any(re.search(rule, name) for rule in DROPPED)]
     names: dict[str, str] = {}
     problems = []
     for name in tensors:
@@ -286,8 +267,8 @@ def fill(
         names[known] = name
     wanted = {entry.released for entry in entries}
     problems += [f"missing {name}" for name in sorted(wanted - set(names))]
-    unknown = sorted(set(names) - wanted)
-    problems += [f"unknown {names[name]}" for name in unknown if names[name] not in dropped]
+    unknown = [names[name] for name in sorted(set(names) - wanted)]
+    problems += [f"unknown {name}" for name in unknown if not re.search(DROPPED, name)]
     for entry in entries:
         if entry.released not in names:
             continue
@@ -312,7 +293,6 @@ def fill(
         filled[entry.path] = _insert(filled[entry.path], value, entry.block)
     flat = [(path, variable.replace(filled[path])) for path, variable in variables.items()]
     nnx.update(model, nnx.from_flat_state(flat))
-    return dropped
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -62,18 +62,15 @@ class RunCheckpoints:
 
     def __init__(self, workdir: str | os.PathLike[str], *, keep_latest: int, keep_best: int):
         self.directory = absolute(workdir) / CHECKPOINTS
+        latest = preservation_policy.LatestN(keep_latest)
+        best = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: -metrics["loss"],
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        )
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: -metrics["loss"],
-            preservation_policy=preservation_policy.AnyPreservationPolicy(
-                [
-                    preservation_policy.LatestN(keep_latest),
-                    preservation_policy.BestN(
-                        get_metric_fn=lambda metrics: -metrics["loss"],
-                        n=keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=preservation_policy.AnyPreservationPolicy([latest, best]),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             cleanup_tmp_directories=True,
         )
@@ -82,11 +79,7 @@ class RunCheckpoints:
             self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
-        self,
-        step: int,
-        trees: Mapping[str, Any],
-        data: Position,
-        loss: float | None = None,
+        self, step: int, trees: Mapping[str, Any], data: Position, loss: float | None = None
     ) -> None:
         """Starts writing the checkpoint of `step`; nothing happens if it exists.
 
@@ -109,10 +102,7 @@ class RunCheckpoints:
     def restore(self, step: int, trees: Mapping[str, Any], data: Position) -> dict[str, Any]:
         """Reads a checkpoint back, bit for bit, and puts `data` at its position.
 
-        Args:
-            step: which one.
-            trees: pytrees of arrays that say structure, types and sharding.
-            data: an iterator over the same data.
+        `trees` and `data` are those of `restore_newest`.
 
         Raises:
             NovaError: if the checkpoint is damaged.
@@ -180,8 +170,7 @@ class RunCheckpoints:
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         with damage(source):
             restored = self._manager.restore(
-                int(source.name),
-                args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items),
+                int(source.name), args=ocp.args.Composite(data=ocp.args.JsonRestore(), **items)
             )
         data.set_state(restored["data"])
         return {name: restored[name] for name in trees}
@@ -274,10 +263,6 @@ def _set_aside(checkpoint: Path, damage: NovaError) -> None:
 
 def choose_checkpoint(workdir: Path, step: Step) -> Path:
     """The directory of one of a run's checkpoints.
-
-    Args:
-        workdir: the run's.
-        step: which one, see `Step`.
 
     Raises:
         NovaError: there is no such checkpoint.

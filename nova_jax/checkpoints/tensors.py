@@ -7,7 +7,6 @@ tensors are called, and a pickle that asks for any other is refused by name. tor
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pickle
@@ -15,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,22 +27,22 @@ from nova_jax.errors import NovaError
 SHARD_BYTES = 5 * 10**9
 
 
+# Of a tensor: its shape, and what reads it.
+_Opened = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+
+
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name, each read from its file when it is asked for.
 
     Args:
-        readers: by name, what reads a tensor.
-        shapes: by name.
+        opened: shape of each, and what reads it.
         source: what to call the whole in messages.
     """
 
-    def __init__(
-        self,
-        readers: Mapping[str, Callable[[], np.ndarray]],
-        shapes: Mapping[str, tuple[int, ...]],
-        source: str,
-    ):
-        self._readers, self.shapes, self.source = dict(readers), dict(shapes), source
+    def __init__(self, opened: _Opened, source: str):
+        self._readers = {name: read for name, (_, read) in opened.items()}
+        self.shapes = {name: shape for name, (shape, _) in opened.items()}
+        self.source = source
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._readers[name]()
@@ -99,18 +98,13 @@ def _open_sharded(listing: Path) -> Tensors:
 
 
 def _join(files: Iterable[Path], source: str) -> Tensors:
-    readers: dict[str, Callable[[], np.ndarray]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    opened: _Opened = {}
     for file in files:
-        opener = _open_safetensors if file.suffix == ".safetensors" else _open_torch
-        for name, (shape, read) in opener(file).items():
-            if name in readers:
-                raise NovaError(f"{file}: {name} is in another file too; fetch the files again")
-            readers[name], shapes[name] = read, shape
-    return Tensors(readers, shapes, source)
-
-
-_Opened = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
+        found = (_open_safetensors if file.suffix == ".safetensors" else _open_torch)(file)
+        if twice := opened.keys() & found.keys():
+            raise NovaError(f"{file}: {min(twice)} is in another file too; fetch the files again")
+        opened |= found
+    return Tensors(opened, source)
 
 
 def _open_safetensors(file: Path) -> _Opened:
@@ -192,16 +186,14 @@ _STORAGE_TYPES: dict[str, Any] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
+class _Storage(NamedTuple):
     """A run of numbers in the archive that tensors are views of."""
 
     key: str
     dtype: np.dtype
 
 
-@dataclasses.dataclass(frozen=True)
-class _View:
+class _View(NamedTuple):
     """A tensor: where in its storage it lies."""
 
     storage: _Storage

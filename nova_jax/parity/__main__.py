@@ -52,10 +52,7 @@ def main(directories: Sequence[str]) -> None:
     print(format_table(rows, missing, worst(rows) if _WORST.value else None))
     if _JSON.value:
         table = {
-            "rows": [
-                {name: getattr(row, name) for name in COLUMNS} | {"shape": list(row.shape)}
-                for row in rows
-            ],
+            "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
             "not_compared": missing,
         }
         Path(_JSON.value).write_text(json.dumps(table, indent=1), encoding="utf-8")

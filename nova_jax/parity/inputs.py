@@ -121,11 +121,7 @@ def sampling_config(arguments: Arguments) -> SamplingConfig:
 
 
 def noise(
-    config: NovaConfig,
-    schedule: Schedule,
-    options: SamplingConfig,
-    call: str,
-    recorded: Arrays,
+    config: NovaConfig, schedule: Schedule, options: SamplingConfig, call: str, recorded: Arrays
 ) -> GivenNoise:
     """The noise of a call, and its reveal order."""
     step_noise = recorded.get(f"{call}.in.step_noise")

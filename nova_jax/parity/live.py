@@ -103,8 +103,7 @@ def _record_call(torch: Any, pipe: Any, labels: bool) -> tuple[dict[str, Any], A
     }
     if not labels:
         arguments["max_latent_length"] = min(frames, 3)
-    noise: list[Any] = []
-    orders: list[Any] = []
+    noise, orders = [], []
     firsts: Arrays = {}
     denoise, get_pred_mask = model.denoise, model.mask_embed.get_pred_mask
 

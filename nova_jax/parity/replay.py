@@ -123,12 +123,8 @@ def run_autoencoder(directory: Path, recorded: Arrays, dtype: str) -> Arrays:
             continue
         case = name.removesuffix(".in.pixels")
         x = inputs.videos(pixels)
-        latents = recorded[f"{case}.latents"]
-        computed = {
-            "moments": codec.moments(x),
-            "latents": codec.encode(x),
-            "decoded": codec.decode(inputs.videos(latents)),
-        }
+        decoded = codec.decode(inputs.videos(recorded[f"{case}.latents"]))
+        computed = {"moments": codec.moments(x), "latents": codec.encode(x), "decoded": decoded}
         for result, value in computed.items():
             value = np.moveaxis(np.asarray(value), -1, 1)
             results[f"{case}.{result}"] = value if pixels.ndim == 5 else value[:, :, 0]
@@ -190,9 +186,8 @@ def run_generation(
     conditions = inputs.conditions(config, call, arguments, recorded, flow=flow)
     options = inputs.sampling_config(arguments)
     noise = inputs.noise(config, schedule, options, call, recorded)
-    image = None
-    if arguments.get("image_latent"):
-        image = inputs.channels_last(recorded[f"{call}.in.image_latent"])
+    given = recorded[f"{call}.in.image_latent"] if arguments.get("image_latent") else None
+    image = None if given is None else inputs.channels_last(given)
     frames = arguments["max_latent_length"]
     latents = sampling.generate(
         model,
@@ -317,10 +312,10 @@ def run_training(
         results[f"{name}.loss"] = np.asarray(metrics["loss"])
         results[f"{name}.loss_t2i"] = np.asarray(metrics["loss_first"])
         results[f"{name}.loss_i2i"] = np.asarray(metrics["loss_rest"])
-        for key, value in _released(config, gradients).items():
+        for key, value in rules.to_released(config, flatten_dict(gradients)):
             results[f"{name}.grad.{key}"] = value
             results[f"{name}.grad_norm.{key}"] = _norm(value)
-        for key, value in _released(config, state.params).items():
+        for key, value in rules.to_released(config, flatten_dict(state.params)):
             results[f"{name}.param_norm.{key}"] = _norm(value)
     return results
 
@@ -356,11 +351,6 @@ def _norm(array: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(array.astype(np.float64)))
 
 
-def _released(config: NovaConfig, variables: Any) -> Arrays:
-    """Our variables, a nested dict, under released names."""
-    return dict(rules.to_released(config, flatten_dict(variables)))
-
-
 def check(
     directories: Sequence[str | Path],
     on_folder: Callable[[str], None] = lambda folder: None,
@@ -379,10 +369,9 @@ def check(
             on_folder(str(directory))
             run = check_live if live else check_folder
             new_rows, new_missing = run(Path(directory), dtype)
+            free: dict[str, Any] = {"tolerance": math.inf, "differing": 0.0}
             if dtype != "float32":
-                new_rows = [
-                    dataclasses.replace(row, tolerance=math.inf, differing=0.0) for row in new_rows
-                ]
+                new_rows = [dataclasses.replace(row, **free) for row in new_rows]
             rows += new_rows
             missing += [f"{directory}/{name}" for name in new_missing]
     return rows, missing

@@ -63,6 +63,7 @@ class HashedTextEncoder:
     """Hashed words plus positions; see the top of the file. `dim` is even."""
 
     type: ClassVar[str] = "hashed_words"
+    network: ClassVar[None] = None
     dim: int = 128
 
     def __post_init__(self) -> None:
@@ -88,10 +89,6 @@ class HashedTextEncoder:
         places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
         places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
         return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
-
-    @property
-    def network(self) -> None:
-        """There are no parameters."""
 
     @property
     def tokens(self) -> Tokens:

@@ -99,17 +99,12 @@ class Phi(nnx.Module):
 
     def __init__(self, config: PhiConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = config
-        self.embed = nnx.Embed(
-            config.vocab_size, config.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs
-        )
+        d, depth = config.hidden_size, config.num_hidden_layers
+        self.embed = nnx.Embed(config.vocab_size, d, dtype=dtype, param_dtype=dtype, rngs=rngs)
         self.blocks = BlockStack(
-            lambda rngs: PhiBlock(config, dtype=dtype, rngs=rngs),
-            config.num_hidden_layers,
-            rngs=rngs,
+            lambda rngs: PhiBlock(config, dtype=dtype, rngs=rngs), depth, rngs=rngs
         )
-        self.norm = LayerNorm(
-            config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
-        )
+        self.norm = LayerNorm(d, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Encodes; positions count from 0."""

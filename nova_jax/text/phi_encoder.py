@@ -1,7 +1,4 @@
-"""Phi as a text encoder: prompts to the last hidden states of their tokens.
-
-Dimensions: B prompts, L rows, d width.
-"""
+"""Phi as a text encoder: prompts to the last hidden states of their tokens."""
 
 from __future__ import annotations
 
