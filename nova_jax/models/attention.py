@@ -173,11 +173,5 @@ def transformer(
         return Block(size, layout, dtype=dtype, rngs=rngs)
 
     return BlockStack(
-        make_block,
-        depth,
-        rngs=rngs,
-        remat=remat,
-        unroll=unroll,
-        axes=(*layout, None),
-        name=name,
+        make_block, depth, rngs=rngs, remat=remat, unroll=unroll, axes=(*layout, None), name=name
     )

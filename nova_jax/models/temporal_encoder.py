@@ -19,12 +19,7 @@ from jaxtyping import Array, Float, Int
 from nova_jax.kernels.attention import Seen, block_causal_mask
 from nova_jax.models.attention import KVCache, transformer
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.embeddings import (
-    TimeEmbed,
-    grid_positions,
-    rotary_angles,
-    space_embedding,
-)
+from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
 from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
 from nova_jax.models.layout import constrain, ways
 from nova_jax.models.observe import observe
@@ -120,11 +115,7 @@ class TemporalEncoder(nnx.Module):
         return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
 
     def rotary(
-        self,
-        slots: int,
-        condition_tokens: int,
-        first: int | Int[Array, ""] = 0,
-        padding: int = 0,
+        self, slots: int, condition_tokens: int, first: int | Int[Array, ""] = 0, padding: int = 0
     ) -> Float[Array, "1 s r"] | None:
         """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
         if not self.config.rotary:

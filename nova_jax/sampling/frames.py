@@ -31,13 +31,7 @@ from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.keys import noise_keys, order_keys
 from nova_jax.sampling.options import SamplingConfig
-from nova_jax.sampling.order import (
-    Bucket,
-    bucket_steps,
-    reveal_order,
-    set_sizes,
-    to_row_major,
-)
+from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
 
 
@@ -61,12 +55,7 @@ def stack_passes(
 
 
 def begin(
-    model: Nova,
-    conditions: Conditions,
-    cache: KVCache,
-    *,
-    guidance: GuidanceConfig,
-    frames: int,
+    model: Nova, conditions: Conditions, cache: KVCache, *, guidance: GuidanceConfig, frames: int
 ) -> tuple[Float[Array, "gb m d"], KVCache]:
     """Frame 0's indicator features, from the stacked conditions of all passes."""
     encoder = model.temporal_encoder
@@ -150,9 +139,7 @@ def generate_frame(
     for bucket in buckets:
 
         def ar_step(
-            tokens: Float[Array, "b n p"],
-            row: tuple[Int[Array, ""], ...],
-            bucket: Bucket = bucket,
+            tokens: Float[Array, "b n p"], row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
         ) -> tuple[Float[Array, "b n p"], None]:
             step, start, count = row
             visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)

@@ -17,13 +17,7 @@ from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
 from nova_jax.training.optimizer import Params
-from nova_jax.training.state import (
-    Blueprint,
-    EMAConfig,
-    TrainState,
-    state_shardings,
-    update_ema,
-)
+from nova_jax.training.state import Blueprint, EMAConfig, TrainState, state_shardings, update_ema
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -68,12 +68,7 @@ def make_validation(
     shardings = state_shardings(state)
     compiled = jax.jit(
         validate_batch,
-        in_shardings=(
-            shardings.params,
-            shardings.frozen,
-            batch_sharding(mesh),
-            replicated(mesh),
-        ),
+        in_shardings=(shardings.params, shardings.frozen, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
