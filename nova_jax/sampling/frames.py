@@ -185,65 +185,50 @@ def single_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> 
     return function
 
 
+def _start(
+    model: Nova,
+    conditions: Conditions,
+    negative: Conditions | None,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, and a cache with room for the whole video."""
+    config = model.config
+    negative = unconditional(conditions, config) if negative is None else negative
+    stacked = stack_passes(conditions, negative, guidance)
+    condition_tokens = config.text_length or 1
+    if config.is_video and conditions.flow is not None:
+        condition_tokens += 2
+    rows = jax.tree.leaves(stacked)[0].shape[0]
+    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
+    return begin(model, stacked, cache, guidance=guidance, frames=frames)
+
+
+def _program(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any
+) -> Callable[..., Any]:
+    """`function` of a model, arrays and constants by name, to be compiled for a model in two parts.
+
+    The axes are those of the arrays and the results, see `Parallelism`; options are `jax.jit`'s.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=_CONSTANTS, **options)
+    def program(
+        graph: Any, params: Any, *arrays: Any, parallelism: Parallelism, **constants: Any
+    ) -> Any:
+        def run(params: Any, *arrays: Any) -> Any:
+            return function(nnx.merge(graph, params), *arrays, **constants)
+
+        return parallelism(run, (None, *in_axes), out_axes)(params, *arrays)
+
+    return program
+
+
+_CONSTANTS = ("guidance", "frames", "schedule", "sampling", "parallelism")
 _CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "parallelism"))
-def _begin_program(
-    graph: Any,
-    params: Any,
-    conditions: Any,
-    negative: Any,
-    parallelism: Parallelism,
-    **options: Any,
-) -> Any:
-    def run(params: Any, conditions: Any, negative: Any) -> Any:
-        return _start(nnx.merge(graph, params), conditions, negative, **options)
-
-    return parallelism(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("graph", "guidance", "frames", "parallelism"),
-    donate_argnames=("cache",),
-)
-def _advance_program(
-    graph: Any,
-    params: Any,
-    latents: Any,
-    anchor: Any,
-    frame: Any,
-    cache: Any,
-    parallelism: Parallelism,
-    **options: Any,
-) -> Any:
-    def run(params: Any, latents: Any, anchor: Any, frame: Any, cache: Any) -> Any:
-        return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
-
-    axes = (None, 0, 0, None, _CACHE_AXES)
-    return parallelism(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "parallelism"))
-def _frame_program(
-    graph: Any,
-    params: Any,
-    indicators: Any,
-    order: Any,
-    noise: NoiseSource,
-    frame: Any,
-    *,
-    schedule: Schedule,
-    config: SamplingConfig,
-    parallelism: Parallelism,
-) -> Float[Array, "b h w c"]:
-    def run(params: Any, indicators: Any, order: Any, noise: Any, frame: Any) -> Any:
-        model = nnx.merge(graph, params)
-        return generate_frame(model, indicators, order, noise, frame, schedule, config)
-
-    axes = (None, 0, 0, 0, None)
-    return parallelism(run, axes, 0)(params, indicators, order, noise, frame)
+_begin_program = _program(_start, (0, 0), (0, _CACHE_AXES))
+_advance_program = _program(advance, (0, 0, None, _CACHE_AXES), (0, _CACHE_AXES), donate_argnums=5)
+_frame_program = _program(generate_frame, (0, 0, 0, None), 0)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "frames"))
@@ -309,7 +294,7 @@ def generate(
     graph, params = nnx.split(model)
 
     def fill(params: Any, indicators: Any, number: Any) -> Float[Array, "b h w c"]:
-        static = {"schedule": schedule, "config": config, "parallelism": parallelism}
+        static = {"schedule": schedule, "sampling": config, "parallelism": parallelism}
         return _frame_program(graph, params, indicators, order, noise, number, **static)
 
     if choose(config.sampler) == "pallas":
@@ -370,22 +355,3 @@ def generate_in_one(
 
     _, video = jax.lax.scan(one_frame, (anchor, cache), numbers)
     return video.swapaxes(0, 1)
-
-
-def _start(
-    model: Nova,
-    conditions: Conditions,
-    negative: Conditions | None,
-    guidance: GuidanceConfig,
-    frames: int,
-) -> tuple[Float[Array, "gb m d"], KVCache]:
-    """Frame 0's indicator features, and a cache with room for the whole video."""
-    config = model.config
-    negative = unconditional(conditions, config) if negative is None else negative
-    stacked = stack_passes(conditions, negative, guidance)
-    condition_tokens = config.text_length or 1
-    if config.is_video and conditions.flow is not None:
-        condition_tokens += 2
-    rows = jax.tree.leaves(stacked)[0].shape[0]
-    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
-    return begin(model, stacked, cache, guidance=guidance, frames=frames)
