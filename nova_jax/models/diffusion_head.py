@@ -55,13 +55,7 @@ class DiffusionHead(nnx.Module):
     """Predicts the schedule's target (noise − x for flow matching) for noisy tokens."""
 
     def __init__(
-        self,
-        config: NovaConfig,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        remat: Remat = "none",
-        unroll: int = 1,
+        self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.diffusion_head_size, config.diffusion_head_size.width
         self.dtype, self.depth, self.width = dtype, size.depth, width

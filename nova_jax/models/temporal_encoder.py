@@ -61,13 +61,7 @@ class TemporalEncoder(nnx.Module):
     """A transformer over frames, bidirectional inside a frame and causal between frames."""
 
     def __init__(
-        self,
-        config: NovaConfig,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        remat: Remat = "none",
-        unroll: int = 1,
+        self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.temporal_encoder_size, config.width
         patch_dim = config.latent_channels * (2 * config.patch_size) ** 2

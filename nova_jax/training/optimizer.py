@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -25,6 +25,15 @@ Params = Mapping[str, Any]
 _FROZEN = (r"text_embed\.norm\.", r"label_embed\.norm\.", r"motion_embed\.")
 # Parts that an image model has for the sake of the video model made from it.
 _FROZEN_IN_IMAGE_MODELS = (r"temporal_encoder\.time_embed\.", r"temporal_encoder\.patch_embed\.")
+
+
+def check_patterns(key: str, patterns: Iterable[str]) -> None:
+    """Raises a `NovaError` if one of the regular expressions of a config's key is none."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise NovaError(f"{key}: {pattern!r} is no pattern: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,11 +92,7 @@ class OptimizerConfig:
             raise NovaError(
                 f"optimizer.milestones {self.milestones} must increase and lie after the warmup"
             )
-        for pattern in self.freeze or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise NovaError(f"optimizer.freeze: {pattern!r} is no pattern: {error}") from error
+        check_patterns("optimizer.freeze", self.freeze or ())
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, replicated
+from nova_jax.models import layout
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.models.observe import Places, hand_on, observed
@@ -97,7 +98,7 @@ class Trainer:
 
         def loss_of(params: Params) -> tuple[jax.Array, tuple[LossParts, Places]]:
             model = self.blueprint.model(params, state.frozen)
-            with on_mesh(self.mesh):
+            with layout.use(self.mesh):
                 (loss, parts), places = observed(batch_loss)(model, self.schedule, batch, draws)
             if self.first_frame_loss != 1 and batch["latents"].shape[1] > 1:
                 loss = self.first_frame_loss * parts.first + parts.rest

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from nova_jax.distributed.mesh import batch_sharding, on_mesh, replicate, replicated
+from nova_jax.distributed.mesh import batch_sharding, replicate, replicated
+from nova_jax.models import layout
 from nova_jax.sampling.keys import validation_key
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
@@ -50,7 +51,7 @@ def make_validation(trainer: Trainer, state: TrainState) -> Validate:
         model = trainer.blueprint.model(params, frozen)
         key = validation_key(index)
         draws = batch_draws(model.config, schedule, batch, key, trainer.loss_repeat)
-        with on_mesh(mesh):
+        with layout.use(mesh):
             _, parts = batch_loss(model, schedule, batch, draws)
         one = jnp.ones(())
         whole = {"loss": parts.loss, "loss_first": parts.first, "loss_rest": parts.rest}
