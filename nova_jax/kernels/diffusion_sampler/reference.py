@@ -164,8 +164,8 @@ def predict(
     head: HeadWeights,
     x: Float[Array, "b n p"],
     passes: int,
-    blocks: Float[Array, "l gb n 3d"],
-    final: Float[Array, "gb n 2d"],
+    blocks: Float[Array, "l gb n d3"],
+    final: Float[Array, "gb n d2"],
 ) -> Float[Array, "gb n p"]:
     """The head's prediction for the same tokens in G passes, in the type of the modulations."""
     dtype = final.dtype
