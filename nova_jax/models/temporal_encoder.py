@@ -185,16 +185,13 @@ class TemporalEncoder(nnx.Module):
         frame: Int[Array, ""],
         cache: KVCache,
     ) -> tuple[Float[Array, "b m d"], KVCache]:
-        """Features of one frame, before the mixer, given those before it (generation).
+        """Features of one frame, before the mixer, and the cache with the frame in it (generation).
 
         Args:
             slot: the frame before, embedded, with positions.
             condition: condition tokens, for frame 0 only.
             frame: index of the frame.
             cache: keys and values of everything before.
-
-        Returns:
-            The frame's features and the cache with the frame in it.
         """
         length = 0 if condition is None else condition.shape[1]
         x = slot if condition is None else jnp.concatenate([condition, slot], axis=1)

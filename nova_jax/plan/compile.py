@@ -224,14 +224,12 @@ def compile_for(
 ) -> Plan:
     """Compiles a jitted function for a mesh of a topology's devices.
 
+    Unless these are CPUs, JAX keeps nothing in its cache of programs: what is compiled for devices
+    that are not here can be written there, and not be read.
+
     Args:
-        topology, mesh: where it would run. Unless that is the CPU, JAX keeps nothing in its cache
-            of programs: what is compiled for devices that are not here can be written there, and
-            not be read.
-        function: what.
-        arguments: abstract, with shardings.
-        sizes: bytes of what is in memory anyway, arguments included.
-        dtype: of the computation.
+        topology, mesh, sizes, dtype: of the `Plan`.
+        function, arguments: what is compiled; arguments are abstract, with shardings.
         model_flops: of the whole of one run, all devices.
     """
     make = functools.partial(

@@ -78,13 +78,11 @@ def advance(
     """Indicator features of frame 1 or later.
 
     Args:
-        model: the transformer.
+        model, guidance, frames: see `generate`.
         latents: the frame before.
         anchor: frame 0's indicator features, which the mixer modulates.
         frame: index of the frame.
         cache: the temporal encoder's keys and values, guidance passes stacked on the batch axis.
-        guidance: the guidance options.
-        frames: T, frames of the whole video.
     """
     encoder = model.temporal_encoder
     slot = encoder.add_positions(encoder.embed_frames(latents[:, None]), frames, frame)
@@ -113,19 +111,13 @@ def generate_frame(
     schedule: Schedule,
     sampling: SamplingConfig,
 ) -> Float[Array, "b h w c"]:
-    """Fills one frame set by set.
+    """Latents of one frame, filled set by set.
 
     Args:
-        model: the transformer.
+        model, schedule, sampling: see `generate`.
         indicators: the temporal encoder's features, guidance passes stacked on the batch axis.
-        order: each sample's reveal order.
-        noise: the noise source.
+        order, noise: each sample's reveal order, and where its noise comes from.
         frame: index among the generated frames, for the noise source.
-        schedule: the diffusion schedule.
-        sampling: the sampling options.
-
-    Returns:
-        The frame's latents.
     """
     config, guidance, batch = model.config, sampling.guidance, order.shape[0]
     sizes = set_sizes(config.num_tokens, sampling.num_inference_steps)
@@ -332,11 +324,7 @@ def generate_in_one(
     keys: Key[Array, " b"],
     negative: Conditions | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """`generate` as one program, to be traced: its size and compile time do not grow with frames.
-
-    Args:
-        model, schedule, conditions, frames, config, keys, negative: as there.
-    """
+    """`generate` as one traced program, whose size and compile time do not grow with frames."""
     order, noise, numbers = _draws(model.config, keys, frames)
     options: Any = {"guidance": config.guidance, "frames": frames}
     anchor, cache = _start(model, conditions, negative, **options)

@@ -191,9 +191,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
 def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     """Builds what the config only names, and checks that it fits the model.
 
-    Args:
-        config: the run.
-        keep_captions: see `nova_jax.training.datasets.build_dataset`.
+    For `keep_captions` see `nova_jax.training.datasets.build_dataset`.
 
     Raises:
         NovaError: naming the key that does not fit.

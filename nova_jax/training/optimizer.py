@@ -96,11 +96,7 @@ class OptimizerConfig:
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each training step, which is one batch.
-
-    Args:
-        config: schedule and highest learning rate.
-        steps: length of the run in training steps, which the cosine schedule ends at.
+    """The learning rate at each training step, which is one batch, of a run of so many steps.
 
     Raises:
         NovaError: if the warmup leaves nothing of the steps to a cosine schedule.
@@ -129,9 +125,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay, which is times the learning rate as in PyTorch.
 
-    Args:
-        config: the optimizer's options.
-        steps: length of the run in training steps; only the cosine schedule depends on it.
+    The length of the run in training steps matters to the cosine schedule only.
     """
     schedule = learning_rate_schedule(config, steps)
     optimizer = optax.adamw(
@@ -169,8 +163,7 @@ def split_model(
     differentiated and has moments; the rest holds frozen parameters and buffers.
 
     Args:
-        model: a `Nova`, real or abstract.
-        config: its configuration, which decides what the recipe freezes.
+        model: a `Nova`, real or abstract, of this config.
         freeze: patterns in place of the recipe's own list, see `OptimizerConfig.freeze`.
 
     Raises:

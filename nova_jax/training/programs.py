@@ -45,9 +45,7 @@ class Programs:
 def make_programs(config: TrainConfig, mesh: MeshLayout) -> Programs:
     """Builds the programs of a run; nothing is allocated.
 
-    Args:
-        config: the run.
-        mesh: where it runs; its devices may not be there, if nothing is to be run but compiled.
+    The mesh's devices may not be there, if nothing is to be run but compiled.
 
     Raises:
         NovaError: the optimizer or the adapters do not fit the model or the length of the run.

@@ -112,11 +112,8 @@ class Trainer:
 def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:
     """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
 
-    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere.
-
-    Args:
-        trainer: what the step does.
-        state: says where every array lives; its values are not used.
+    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere. The
+    state that is given here says where every array lives; its values are not used.
 
     Returns:
         The step. A batch is that of `nova_jax.data.batch`, on the mesh. Metrics are

@@ -33,9 +33,7 @@ Validate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
 def make_validation(trainer: Trainer, state: TrainState) -> Validate:
     """Compiles ``(params, frozen, batches) -> numbers by name``.
 
-    Args:
-        trainer: makes models and draws; what else a step does is not used.
-        state: says where every array lives; its values are not used.
+    The state says where every array lives; its values are not used.
 
     Returns:
         The validation. Its numbers are the training loss (``loss``, ``loss_first``,
