@@ -70,9 +70,8 @@ class Instruction:
         """The computations of a conditional."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         names = _NAME.findall(listed[1]) if listed else []
-        return names + [
-            name for k in ("true", "false") if (name := self.called(f"{k}_computation"))
-        ]
+        pair = (self.called("true_computation"), self.called("false_computation"))
+        return names + [name for name in pair if name is not None]
 
     def numbers(self, attribute: str) -> list[int]:
         """The numbers of an attribute like ``lhs_contracting_dims={1,2}``."""

@@ -52,12 +52,7 @@ class GuardConfig:
 
 
 class NumericsGuard:
-    """Looks at every step, one step behind, so that the device never waits for the host.
-
-    Args:
-        config: the limits.
-        diagnose: says what was not finite in a step, see `make_diagnosis`.
-    """
+    """Looks at every step, one step behind, so that the device never waits for the host."""
 
     def __init__(self, config: GuardConfig, diagnose: Diagnose):
         self.config, self._diagnose = config, diagnose

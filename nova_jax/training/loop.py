@@ -217,12 +217,8 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
             f"config.{missing} is missing, which config.samples.prompts need to be drawn; set it, "
             "or samples.prompts to ()"
         )
-    return Parts(
-        schedule=schedule_from_dict(config.schedule),
-        codec=codec,
-        text_encoder=text_encoder,
-        dataset=dataset,
-    )
+    schedule = schedule_from_dict(config.schedule)
+    return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
 
 
 def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:

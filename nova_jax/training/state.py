@@ -179,11 +179,7 @@ def state_maker(
 
     shapes = jax.eval_shape(make_state, {})
     shardings = _shardings(shapes, model, optimizer, mesh, lora)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
+    abstract = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings)
     create = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)
     return Blueprint(graphdef, lora), abstract, create
 
@@ -209,15 +205,15 @@ def _shardings(
         return unflatten_dict({name: by_path[name] for name in names}, sep=".")
 
     params = of(state.params)
+    everywhere: Any = replicated(mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, place: place,
         state.optimizer,
         params,
-        transform_non_params=lambda _: replicated(mesh),
+        transform_non_params=lambda _: everywhere,
     )
-    step: Any = replicated(mesh)
-    return TrainState(step, params, of(state.frozen), moments, ema=params)
+    return TrainState(everywhere, params, of(state.frozen), moments, ema=params)
 
 
 def state_shardings(state: TrainState) -> Any:
