@@ -16,7 +16,7 @@ from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.guard import GuardConfig, NumericsGuard, make_diagnosis
-from nova_jax.training.state import state_maker
+from nova_jax.training.state import TrainState, state_maker
 from nova_jax.training.step import Trainer, make_train_step
 
 CONFIG = NovaConfig.from_dict(small.VIDEO)
@@ -102,7 +102,9 @@ def test_a_bad_batch_is_named(trainer):
 def watched(flags, **config):
     """What the guard says of each step, with the warnings it gave."""
     guard = NumericsGuard(GuardConfig(**config), lambda state, batch, step: f"cause {step}")
-    return [guard.watch(None, i, {}, {"skipped": flag}) for i, flag in enumerate(flags, 1)]
+    state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {})
+    steps = enumerate(map(jnp.asarray, flags), 1)
+    return [guard.watch(state, step, {}, {"skipped": flag}) for step, flag in steps]
 
 
 def test_too_many_skipped_steps_in_a_row_ask_for_the_way_back(caplog):
