@@ -25,6 +25,8 @@ def config_of_head(size: str) -> NovaConfig:
 
 def make_head(size: str, dtype: str) -> DiffusionHead:
     """The head of `config_of_head`, random, with weights of the type it computes in."""
-    head = DiffusionHead(config_of_head(size), dtype=dtype, rngs=nnx.Rngs(0))
+    head = DiffusionHead(
+        config_of_head(size), dtype=dtype, rngs=nnx.Rngs(0), remat="none", unroll=1
+    )
     nnx.update(head, jax.tree.map(lambda leaf: leaf.astype(dtype), nnx.state(head)))
     return head

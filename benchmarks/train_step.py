@@ -34,8 +34,8 @@ from nova_jax.training.optimizer import (
     learning_rate_schedule,
     make_optimizer,
 )
-from nova_jax.training.state import EMAConfig, create_state
-from nova_jax.training.step import make_train_step
+from nova_jax.training.state import state_maker
+from nova_jax.training.step import Trainer, make_train_step
 
 FRAMES = flags.DEFINE_integer("frames", 3, "Latent frames.")
 BATCH = flags.DEFINE_integer("batch", 4, "Videos, over all devices.")
@@ -81,18 +81,18 @@ def timed(config, dtype, devices, sizes):
     optimizer = make_optimizer(recipe, 1000)
     options = {"remat": REMAT.value, "dtype": dtype}
     options["unroll"] = UNROLL.value or (64 if jax.default_backend() == "cpu" else 1)
-    blueprint, state = create_state(config, optimizer, mesh, seed=0, **options)
-    step = make_train_step(
-        blueprint,
-        state,
+    blueprint, _, create = state_maker(config, optimizer, mesh, **options)
+    state = create({})
+    trainer = Trainer(
+        blueprint=blueprint,
         mesh=mesh,
         schedule=FlowMatchingSchedule(),
         optimizer=optimizer,
         learning_rate=learning_rate_schedule(recipe, 1000),
-        ema=EMAConfig(),
         loss_repeat=LOSS_REPEAT.value,
         seed=1,
     )
+    step = make_train_step(trainer, state)
     rng, size = np.random.default_rng(0), BATCH.value
     shape = (size, FRAMES.value, *config.latent_size, config.latent_channels)
     batch = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,22 +64,49 @@ def _tpu(name: str, memory: float, vmem: int, flops: float, **options: Any) -> M
     )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Generation:
-    """What GPUs have in common that differ in their memory; `Machine` says the rest."""
+def _gpu(
+    name: str,
+    kind: str,
+    memory: int,
+    bandwidth: float,
+    *,
+    capability: int,
+    flops: tuple[float, float],
+    units: int,  # for float32, of a multiprocessor
+    shared: int,  # bytes of a multiprocessor
+    cache: int,
+    clock: float,  # GHz
+    processors: int,
+    **options: Any,
+) -> Machine:
+    on_chip = shared - 1024  # CUDA keeps the rest
+    told = f"""gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+      shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+      shared_memory_per_block_optin: {on_chip} core_count: {processors}
+      fpus_per_core: {units}
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      memory_bandwidth: {bandwidth:.0f} l2_cache_size: {cache} device_memory_size: {memory}
+      clock_rate_ghz: {clock} cuda_compute_capability {{ major: {capability} }}
+    }} platform_name: "CUDA" device_description_str: "{kind}" """
+    return Machine(
+        name=name,
+        target=Target("gpu", float(capability)),
+        memory=memory - 2 * 2**30,  # CUDA, NCCL and cuDNN take some before JAX does
+        flops=dict(zip(("bfloat16", "float32"), flops, strict=True)),
+        bandwidth=bandwidth,
+        on_chip=on_chip,
+        processors=processors,
+        gpu=told,
+        source=f"https://www.nvidia.com/en-us/data-center/{name.split()[0].lower()}/",
+        **options,
+    )
 
-    capability: int
-    flops: tuple[float, float]
-    link: float
-    network: float
-    processors: int
-    units: int  # for float32, of a multiprocessor
-    shared: int  # bytes of a multiprocessor
-    cache: int
-    clock: float  # GHz
 
-
-_AMPERE = _Generation(
+_ampere = partial(
+    _gpu,
     capability=8,
     flops=(312e12, 156e12),
     link=300e9,
@@ -90,7 +118,8 @@ _AMPERE = _Generation(
     clock=1.41,
 )
 
-_HOPPER = _Generation(
+_hopper = partial(
+    _gpu,
     capability=9,
     flops=(989.4e12, 494.7e12),
     link=450e9,
@@ -102,44 +131,15 @@ _HOPPER = _Generation(
     clock=1.98,
 )
 
-
-def _gpu(chip: _Generation, name: str, kind: str, memory: int, bandwidth: float) -> Machine:
-    on_chip = chip.shared - 1024  # CUDA keeps the rest
-    told = f"""gpu_device_info {{
-      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-      shared_memory_per_block: 49152 shared_memory_per_core: {chip.shared}
-      shared_memory_per_block_optin: {on_chip} core_count: {chip.processors}
-      fpus_per_core: {chip.units}
-      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-      registers_per_core_limit: 65536 registers_per_block_limit: 65536
-      memory_bandwidth: {bandwidth:.0f} l2_cache_size: {chip.cache} device_memory_size: {memory}
-      clock_rate_ghz: {chip.clock} cuda_compute_capability {{ major: {chip.capability} }}
-    }} platform_name: "CUDA" device_description_str: "{kind}" """
-    return Machine(
-        name=name,
-        target=Target("gpu", float(chip.capability)),
-        memory=memory - 2 * 2**30,  # CUDA, NCCL and cuDNN take some before JAX does
-        flops=dict(zip(("bfloat16", "float32"), chip.flops, strict=True)),
-        bandwidth=bandwidth,
-        link=chip.link,
-        network=chip.network,
-        on_chip=on_chip,
-        processors=chip.processors,
-        gpu=told,
-        source=f"https://www.nvidia.com/en-us/data-center/{name.split()[0].lower()}/",
-    )
-
-
 MACHINES: Mapping[str, Machine] = {
     "v4": _tpu("v4", 30.75, 16, 275e12, bandwidth=1200e9, link=45e9, wraps=4),
     "v5e": _tpu("v5e", 15.75, 128, 197e12, bandwidth=819e9, link=50e9, wraps=16),
     "v5p": _tpu("v5p", 95.73, 64, 459e12, bandwidth=2765e9, link=100e9, wraps=4),
     "v6e": _tpu("v6e", 31.24, 128, 918e12, bandwidth=1638e9, link=100e9, wraps=16),
-    "a100-40g": _gpu(_AMPERE, "A100 40 GB", "NVIDIA A100-SXM4-40GB", 42298834944, 1555e9),
-    "a100-80g": _gpu(_AMPERE, "A100 80 GB", "NVIDIA A100-SXM4-80GB", 85100068864, 2039e9),
-    "h100": _gpu(_HOPPER, "H100", "NVIDIA H100 80GB HBM3", 84942979072, 3352e9),
-    "h200": _gpu(_HOPPER, "H200", "NVIDIA H200", 150754820096, 4800e9),
+    "a100-40g": _ampere("A100 40 GB", "NVIDIA A100-SXM4-40GB", 42298834944, 1555e9),
+    "a100-80g": _ampere("A100 80 GB", "NVIDIA A100-SXM4-80GB", 85100068864, 2039e9),
+    "h100": _hopper("H100", "NVIDIA H100 80GB HBM3", 84942979072, 3352e9),
+    "h200": _hopper("H200", "NVIDIA H200", 150754820096, 4800e9),
     "cpu": Machine(name="CPU", target=Target("cpu"), source="this machine"),
 }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -229,11 +228,6 @@ class MeshLayout:
         return call
 
 
-def on_mesh(mesh: MeshLayout) -> AbstractContextManager[None]:
-    """A context in which models are traced for this mesh."""
-    return layout.use(mesh)
-
-
 def parameter_shardings(model: nnx.Module, mesh: MeshLayout) -> dict[str, NamedSharding]:
     """Sharding of every variable of a model, real or abstract, by its dotted path."""
     return {
@@ -260,7 +254,7 @@ class SampleParallelism:
         if not self.whole:
 
             def laid_out(*arrays: Any) -> Any:
-                with on_mesh(self.mesh):
+                with layout.use(self.mesh):
                     return function(*arrays)
 
             return laid_out

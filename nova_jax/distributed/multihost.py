@@ -45,9 +45,6 @@ def launched_as(environment: Mapping[str, str]) -> tuple[int, int]:
 
     This is for processes that share work and do not speak with each other; `join` is for those
     that do.
-
-    Args:
-        environment: environment variables of the process.
     """
     for number, count in _LAUNCHERS:
         if number in environment and count in environment:
@@ -143,10 +140,7 @@ def is_first() -> bool:
 
 
 def on_first(action: Callable[[], T]) -> T:
-    """Lets process 0 act, and returns its result in every process.
-
-    Args:
-        action: what process 0 does; it returns plain values.
+    """Lets process 0 act, and returns its result, plain values, in every process.
 
     Raises:
         NovaError: in every process, if the action raised it in process 0.
@@ -166,10 +160,7 @@ def on_first(action: Callable[[], T]) -> T:
 
 
 def check_same(facts: Mapping[str, Any]) -> None:
-    """Compares what all processes must agree on, and the code that they run.
-
-    Args:
-        facts: plain values that must be equal in all processes, such as a config.
+    """Compares plain values that all must agree on, such as a config, and the code that they run.
 
     Raises:
         NovaError: in every process, naming what differs.
@@ -198,7 +189,6 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def _digest_of_code() -> str:
-    """A digest of every file of the package that is code."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):

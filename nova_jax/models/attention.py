@@ -6,6 +6,7 @@ rotary angles of a head, D width.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from nova_jax.kernels.attention import Seen, attention
 from nova_jax.models.config import StageSize
 from nova_jax.models.embeddings import apply_rotary
-from nova_jax.models.layers import BlockStack, LayerNorm, Projector, Remat, gelu, linear
+from nova_jax.models.layers import BlockStack, LayerNorm, Projector, gelu, linear
 from nova_jax.models.layout import AxisNames, split
 
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
@@ -157,27 +158,17 @@ def transformer(
     depth: int,
     layout: AxisNames,
     *,
-    name: str,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-    remat: Remat,
-    unroll: int,
+    **options: Any,
 ) -> BlockStack:
     """`depth` transformer blocks of the given size's width and heads, scanned.
 
-    `layout` names the axes of sequences and of their tokens, see `nova_jax.models.layout`; `name`
-    is that of `BlockStack`.
+    `layout` names the axes of sequences and of their tokens, see `nova_jax.models.layout`; options
+    are those of `BlockStack`.
     """
 
     def make_block(rngs: nnx.Rngs) -> Block:
         return Block(size, layout, dtype=dtype, rngs=rngs)
 
-    return BlockStack(
-        make_block,
-        depth,
-        rngs=rngs,
-        remat=remat,
-        unroll=unroll,
-        axes=(*layout, None),
-        name=name,
-    )
+    return BlockStack(make_block, depth, rngs=rngs, axes=(*layout, None), **options)

@@ -40,12 +40,7 @@ class HeadBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "*b d"], condition: Float[Array, "*b d"]
     ) -> Float[Array, "*b d"]:
-        """Maps tokens to tokens.
-
-        Args:
-            x: the tokens.
-            condition: SiLU(feature embedding + step embedding), the same for every block.
-        """
+        """Maps tokens; `condition` is SiLU(feature + step embedding), the same for every block."""
         scale, shift, gate = jnp.split(self.modulation(condition), 3, axis=-1)
         u = self.mlp(self.pre_norm(x) * (1 + scale) + shift)
         return x + gate * self.norm(u)
@@ -55,13 +50,7 @@ class DiffusionHead(nnx.Module):
     """Predicts the schedule's target (noise − x for flow matching) for noisy tokens."""
 
     def __init__(
-        self,
-        config: NovaConfig,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        remat: Remat = "none",
-        unroll: int = 1,
+        self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.diffusion_head_size, config.diffusion_head_size.width
         self.dtype, self.depth, self.width = dtype, size.depth, width
@@ -140,11 +129,9 @@ class DiffusionHead(nnx.Module):
     def modulations(
         self, embedded: Float[Array, "r n d"], times: Float[Array, " s"]
     ) -> Modulations:
-        """Projections of all blocks at S diffusion times, before any token is there.
+        """Projections of all blocks, before any token is there.
 
-        Args:
-            embedded: feature_embed(features).
-            times: 0 to 1000.
+        They are of feature_embed(features), at S diffusion times from 0 to 1000.
         """
         condition = jax.nn.silu(embedded[None] + self.embed_step(times)[:, None, None])
         blocks = self.blocks.map(lambda block: block.modulation(condition))

@@ -93,11 +93,8 @@ class MotionEmbed(nnx.Module):
 
     def __call__(self, flow: Float[Array, " b"], fps: Float[Array, " b"]) -> Float[Array, "b 2 d"]:
         """Embeds motion scores (mean optical flow) and frame rates, in this order."""
-        tokens = [
-            self.flow(jnp.concatenate(sinusoid(flow), axis=-1)),
-            self.fps(jnp.concatenate(sinusoid(fps), axis=-1)),
-        ]
-        return jnp.stack(tokens, axis=1)
+        flow, fps = (jnp.concatenate(sinusoid(values), axis=-1) for values in (flow, fps))
+        return jnp.stack([self.flow(flow), self.fps(fps)], axis=1)
 
 
 class TextEmbed(nnx.Module):

@@ -26,17 +26,15 @@ def spatial_step(config: NovaConfig, visible: int, predicted: int) -> float:
     half all tokens, and the last block is asked for the predicted ones only.
     """
     width, depth = config.width, config.spatial_decoder_size.depth
-    seen, everything = (
-        config.indicator_tokens + visible,
-        config.indicator_tokens + config.num_tokens,
-    )
+    seen = config.indicator_tokens + visible
+    everything = config.indicator_tokens + config.num_tokens
     first, second = depth // 2, depth - depth // 2
     total = first * block(width, seen, seen) + (second - 1) * block(width, everything, everything)
     return total + block(width, predicted, everything) + 2 * config.token_dim * width * visible
 
 
 def head_token(config: NovaConfig, steps: int) -> float:
-    """The diffusion head's S steps for one token of one sample and guidance pass."""
+    """The diffusion head's S steps, or noisy copies, for one token of one sample and pass."""
     size = config.diffusion_head_size
     width, values = size.width, config.token_dim
     a_step = 2 * width**2 * (5 * size.depth + 2) + 2 * 2 * width * values
@@ -96,14 +94,11 @@ def of_training(config: NovaConfig, *, batch: int, frames: int, loss_repeat: int
     """
     width, tokens, indicators = config.width, config.num_tokens, config.indicator_tokens
     temporal = config.condition_tokens + frames * indicators
-    stages = [(config.temporal_encoder_size.depth, batch, temporal)]
-    first = config.spatial_decoder_size.depth // 2
-    second = config.spatial_decoder_size.depth - first
-    rows = batch * frames
-    stages += [(first, rows, indicators + config.max_visible_tokens)]
-    stages += [(second, rows, indicators + tokens)]
+    depth, rows = config.spatial_decoder_size.depth, batch * frames
+    stages = (
+        (config.temporal_encoder_size.depth, batch, temporal),
+        (depth // 2, rows, indicators + config.max_visible_tokens),
+        (depth - depth // 2, rows, indicators + tokens),
+    )
     blocks = sum(depth * rows * block(width, n, n) for depth, rows, n in stages)
-    head, wide = config.diffusion_head_size.depth, config.diffusion_head_size.width
-    copy = 2 * wide**2 * (5 * head + 2) + 2 * 2 * wide * config.token_dim
-    shared = 2 * wide * (width + wide)
-    return 3 * (blocks + rows * tokens * (loss_repeat * copy + shared))
+    return 3 * (blocks + rows * tokens * head_token(config, loss_repeat))

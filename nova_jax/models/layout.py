@@ -1,7 +1,7 @@
 """How activations are spread over devices, without the models knowing of any.
 
-Models name the logical axes of what flows between their blocks. Where a layout is in use
-(`nova_jax.distributed.mesh.on_mesh`) the names are looked up there; elsewhere nothing happens.
+Models name the logical axes of what flows between their blocks. Where a layout is in use, such as
+`nova_jax.distributed.mesh.MeshLayout`, names are looked up there; elsewhere nothing happens.
 """
 
 from __future__ import annotations

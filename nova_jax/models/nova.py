@@ -81,13 +81,9 @@ class Nova(nnx.Module):
         self.diffusion_head = DiffusionHead(config, **options)
 
     def resized(self, latent_size: tuple[int, int]) -> "Nova":
-        """The same model for latents of another size: positions are computed, not learned.
+        """The same model on the same arrays, for latent frames of (h, w).
 
-        Args:
-            latent_size: (h, w) of a latent frame.
-
-        Returns:
-            A model whose variables hold the same arrays; itself, if it has that size.
+        Positions are computed, not learned. A model that has this size already is returned itself.
 
         Raises:
             NovaError: tokens do not fit the size.

@@ -25,13 +25,7 @@ class SpatialDecoder(nnx.Module):
     """First half of the blocks on visible tokens only, second half on all tokens."""
 
     def __init__(
-        self,
-        config: NovaConfig,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        remat: Remat = "none",
-        unroll: int = 1,
+        self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.spatial_decoder_size, config.width
         self.config, self.dtype = config, dtype

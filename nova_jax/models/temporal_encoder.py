@@ -19,12 +19,7 @@ from jaxtyping import Array, Float, Int
 from nova_jax.kernels.attention import Seen, block_causal_mask
 from nova_jax.models.attention import KVCache, transformer
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.embeddings import (
-    TimeEmbed,
-    grid_positions,
-    rotary_angles,
-    space_embedding,
-)
+from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
 from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
 from nova_jax.models.layout import constrain, ways
 from nova_jax.models.observe import observe
@@ -66,13 +61,7 @@ class TemporalEncoder(nnx.Module):
     """A transformer over frames, bidirectional inside a frame and causal between frames."""
 
     def __init__(
-        self,
-        config: NovaConfig,
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-        remat: Remat = "none",
-        unroll: int = 1,
+        self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.temporal_encoder_size, config.width
         patch_dim = config.latent_channels * (2 * config.patch_size) ** 2
@@ -120,11 +109,7 @@ class TemporalEncoder(nnx.Module):
         return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
 
     def rotary(
-        self,
-        slots: int,
-        condition_tokens: int,
-        first: int | Int[Array, ""] = 0,
-        padding: int = 0,
+        self, slots: int, condition_tokens: int, first: int | Int[Array, ""] = 0, padding: int = 0
     ) -> Float[Array, "1 s r"] | None:
         """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
         if not self.config.rotary:
@@ -200,16 +185,13 @@ class TemporalEncoder(nnx.Module):
         frame: Int[Array, ""],
         cache: KVCache,
     ) -> tuple[Float[Array, "b m d"], KVCache]:
-        """Features of one frame, before the mixer, given those before it (generation).
+        """Features of one frame, before the mixer, and the cache with the frame in it (generation).
 
         Args:
             slot: the frame before, embedded, with positions.
             condition: condition tokens, for frame 0 only.
             frame: index of the frame.
             cache: keys and values of everything before.
-
-        Returns:
-            The frame's features and the cache with the frame in it.
         """
         length = 0 if condition is None else condition.shape[1]
         x = slot if condition is None else jnp.concatenate([condition, slot], axis=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,8 +41,8 @@ from nova_jax.training.optimizer import (
     make_optimizer,
     split_model,
 )
-from nova_jax.training.state import Blueprint, EMAConfig, TrainState
-from nova_jax.training.step import training_step
+from nova_jax.training.state import Blueprint, TrainState
+from nova_jax.training.step import Trainer
 
 # Places of our forward pass, see `nova_jax.models.observe`, and what the release calls them.
 _PLACES = {
@@ -285,16 +284,14 @@ def run_training(
     optimizer = make_optimizer(options, arguments["steps"])
     graph, params, frozen = split_model(model, config)
     state = TrainState(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params), params)
-    step_function = functools.partial(
-        training_step,
-        Blueprint(graph),
+    trainer = Trainer(
+        blueprint=Blueprint(graph),
         mesh=make_mesh(jax.devices()[:1]) if mesh is None else mesh,
         schedule=schedule,
         optimizer=optimizer,
         learning_rate=learning_rate_schedule(options, arguments["steps"]),
-        ema=EMAConfig(),
     )
-    train_step = jax.jit(observed(step_function, look=lambda x: x))
+    train_step = jax.jit(observed(trainer.step, look=lambda x: x))
     results: Arrays = {}
     for step in range(arguments["steps"]):
         name = f"train.step{step}"

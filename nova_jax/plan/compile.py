@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from nova_jax.data.batch import abstract_batch
 from nova_jax.distributed.mesh import (
@@ -171,15 +171,9 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
     check_batch_size("--generate", samples, mesh)
     graph, shapes = nnx.split(nnx.eval_shape(lambda: Nova(model, rngs=nnx.Rngs(0), dtype=dtype)))
 
-    def place(tree: Any, sharding: NamedSharding, kind: Any = None) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, kind or leaf.dtype, sharding=sharding),
-            tree,
-        )
-
-    params = place(shapes, replicated(mesh), dtype)
+    params = jax.tree.map(lambda leaf: leaf.update(dtype=dtype, sharding=replicated(mesh)), shapes)
     keys = jax.eval_shape(lambda: jax.vmap(seed_key)(jnp.arange(samples)))
-    keys = place(keys, batch_sharding(mesh))
+    keys = keys.update(sharding=batch_sharding(mesh))
     given: dict[str, Any] = abstract_batch(
         model, size=samples, frames=1, sharding=batch_sharding(mesh)
     )
@@ -188,14 +182,8 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
     schedule = schedule_from_dict(config.schedule)
 
     def generate(params: Any, conditions: Conditions, keys: Any) -> Any:
-        return generate_in_one(
-            nnx.merge(graph, params),
-            schedule,
-            conditions,
-            frames=frames,
-            config=sampling,
-            keys=keys,
-        )
+        options = {"frames": frames, "config": sampling, "keys": keys}
+        return generate_in_one(nnx.merge(graph, params), schedule, conditions, **options)
 
     total = flops.of_generation(
         model,
@@ -224,14 +212,12 @@ def compile_for(
 ) -> Plan:
     """Compiles a jitted function for a mesh of a topology's devices.
 
+    Unless these are CPUs, JAX keeps nothing in its cache of programs: what is compiled for devices
+    that are not here can be written there, and not be read.
+
     Args:
-        topology, mesh: where it would run. Unless that is the CPU, JAX keeps nothing in its cache
-            of programs: what is compiled for devices that are not here can be written there, and
-            not be read.
-        function: what.
-        arguments: abstract, with shardings.
-        sizes: bytes of what is in memory anyway, arguments included.
-        dtype: of the computation.
+        topology, mesh, sizes, dtype: of the `Plan`.
+        function, arguments: what is compiled; arguments are abstract, with shardings.
         model_flops: of the whole of one run, all devices.
     """
     make = functools.partial(

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from nova_jax.plan.hlo import Computation, Instruction, Module, Shape
+from nova_jax.plan.hlo import Computation, Instruction, Module, Shape, first_group
 
 # Matrix products of the kernels of JAX's splash attention, forward and backward.
 _SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
@@ -38,22 +38,10 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 # Instructions that touch no data.
-_FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "while",
-    "conditional",
-    "call",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "add-dependency",
-    "domain",
-}
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
+    "partition-id replica-id opt-barrier add-dependency domain".split()
+)
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -102,7 +90,7 @@ def read_costs(text: str) -> Costs:
     module = Module.parse(text)
     counter = _Counter(module.computations)
     counter.visit(module.entry, 1.0)
-    return counter.costs()
+    return Costs(counter.flops, counter.bytes, dict(counter.collectives))
 
 
 class _Counter:
@@ -112,10 +100,6 @@ class _Counter:
         self.computations = computations
         self.flops = self.bytes = 0.0
         self.collectives: dict[Collective, float] = defaultdict(float)
-
-    def costs(self) -> Costs:
-        """What has been visited."""
-        return Costs(self.flops, self.bytes, dict(self.collectives))
 
     def visit(self, name: str, times: float) -> None:
         """Counts a computation whose intermediate results are in memory."""
@@ -343,6 +327,6 @@ def _convolution(one: Instruction, lhs: Shape, rhs: Shape) -> float:
 def _collective(kind: str, one: Instruction, computation: Computation) -> Collective:
     # What is gathered is the result, what is reduced or exchanged the operands.
     inputs = sum(shape.bytes for name in one.operands for shape in computation[name].shapes)
-    group = one.group()
+    group = first_group(one.attributes)
     size = inputs * len(group) if kind == "all-gather" else inputs
     return Collective(kind, size, group)

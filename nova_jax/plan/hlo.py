@@ -70,22 +70,13 @@ class Instruction:
         """The computations of a conditional."""
         listed = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
         names = _NAME.findall(listed[1]) if listed else []
-        return names + [
-            name for k in ("true", "false") if (name := self.called(f"{k}_computation"))
-        ]
+        pair = (self.called("true_computation"), self.called("false_computation"))
+        return names + [name for name in pair if name is not None]
 
     def numbers(self, attribute: str) -> list[int]:
         """The numbers of an attribute like ``lhs_contracting_dims={1,2}``."""
         match = re.search(rf"{attribute}=\{{([\d,]*)\}}", self.attributes)
         return _ints(match[1]) if match else []
-
-    def group(self) -> tuple[int, ...]:
-        """The first group of devices of a collective; of a permutation a sender and its receiver.
-
-        Raises:
-            ValueError: it is in a form that is not known.
-        """
-        return _group(self.attributes)
 
 
 #: Instructions by name.
@@ -152,7 +143,12 @@ def _shape(dtype: str, dims: str, layout: str | None) -> Shape:
     return Shape(sizes, math.prod(sizes) * bits // 8, "S(1)" in (layout or ""))
 
 
-def _group(attributes: str) -> tuple[int, ...]:
+def first_group(attributes: str) -> tuple[int, ...]:
+    """The first group of devices of a collective; of a permutation a sender and its receiver.
+
+    Raises:
+        ValueError: it is in a form that is not known.
+    """
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
         return int(pairs[1]), int(pairs[2])
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):

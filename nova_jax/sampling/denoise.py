@@ -112,14 +112,12 @@ def denoise_set(
     """Draws the tokens of one set from noise, given their features.
 
     Args:
-        head: the diffusion head.
+        head, noise, steps, guidance: what all sets of a generation share.
         features: features of the set's tokens, guidance passes stacked on the batch axis; the
             rows from `count` on are padding.
-        noise: the noise source.
         frame, step: which AR step this is, for the noise source.
         start, count: the set's slice of the reveal order.
-        steps: the sampling steps.
-        guidance, scale: the guidance options and g of this AR step.
+        scale: g of this AR step.
         implementation: of the loop over diffusion steps.
     """
     width, draws, total = features.shape[1], steps.noise_draws, len(steps.time)

@@ -31,13 +31,7 @@ from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.keys import noise_keys, order_keys
 from nova_jax.sampling.options import SamplingConfig
-from nova_jax.sampling.order import (
-    Bucket,
-    bucket_steps,
-    reveal_order,
-    set_sizes,
-    to_row_major,
-)
+from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
 
 
@@ -61,12 +55,7 @@ def stack_passes(
 
 
 def begin(
-    model: Nova,
-    conditions: Conditions,
-    cache: KVCache,
-    *,
-    guidance: GuidanceConfig,
-    frames: int,
+    model: Nova, conditions: Conditions, cache: KVCache, *, guidance: GuidanceConfig, frames: int
 ) -> tuple[Float[Array, "gb m d"], KVCache]:
     """Frame 0's indicator features, from the stacked conditions of all passes."""
     encoder = model.temporal_encoder
@@ -89,13 +78,11 @@ def advance(
     """Indicator features of frame 1 or later.
 
     Args:
-        model: the transformer.
+        model, guidance, frames: see `generate`.
         latents: the frame before.
         anchor: frame 0's indicator features, which the mixer modulates.
         frame: index of the frame.
         cache: the temporal encoder's keys and values, guidance passes stacked on the batch axis.
-        guidance: the guidance options.
-        frames: T, frames of the whole video.
     """
     encoder = model.temporal_encoder
     slot = encoder.add_positions(encoder.embed_frames(latents[:, None]), frames, frame)
@@ -124,19 +111,13 @@ def generate_frame(
     schedule: Schedule,
     sampling: SamplingConfig,
 ) -> Float[Array, "b h w c"]:
-    """Fills one frame set by set.
+    """Latents of one frame, filled set by set.
 
     Args:
-        model: the transformer.
+        model, schedule, sampling: see `generate`.
         indicators: the temporal encoder's features, guidance passes stacked on the batch axis.
-        order: each sample's reveal order.
-        noise: the noise source.
+        order, noise: each sample's reveal order, and where its noise comes from.
         frame: index among the generated frames, for the noise source.
-        schedule: the diffusion schedule.
-        sampling: the sampling options.
-
-    Returns:
-        The frame's latents.
     """
     config, guidance, batch = model.config, sampling.guidance, order.shape[0]
     sizes = set_sizes(config.num_tokens, sampling.num_inference_steps)
@@ -150,9 +131,7 @@ def generate_frame(
     for bucket in buckets:
 
         def ar_step(
-            tokens: Float[Array, "b n p"],
-            row: tuple[Int[Array, ""], ...],
-            bucket: Bucket = bucket,
+            tokens: Float[Array, "b n p"], row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
         ) -> tuple[Float[Array, "b n p"], None]:
             step, start, count = row
             visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
@@ -198,65 +177,50 @@ def single_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> 
     return function
 
 
+def _start(
+    model: Nova,
+    conditions: Conditions,
+    negative: Conditions | None,
+    guidance: GuidanceConfig,
+    frames: int,
+) -> tuple[Float[Array, "gb m d"], KVCache]:
+    """Frame 0's indicator features, and a cache with room for the whole video."""
+    config = model.config
+    negative = unconditional(conditions, config) if negative is None else negative
+    stacked = stack_passes(conditions, negative, guidance)
+    condition_tokens = config.text_length or 1
+    if config.is_video and conditions.flow is not None:
+        condition_tokens += 2
+    rows = jax.tree.leaves(stacked)[0].shape[0]
+    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
+    return begin(model, stacked, cache, guidance=guidance, frames=frames)
+
+
+def _program(
+    function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any
+) -> Callable[..., Any]:
+    """`function` of a model, arrays and constants by name, to be compiled for a model in two parts.
+
+    The axes are those of the arrays and the results, see `Parallelism`; options are `jax.jit`'s.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=_CONSTANTS, **options)
+    def program(
+        graph: Any, params: Any, *arrays: Any, parallelism: Parallelism, **constants: Any
+    ) -> Any:
+        def run(params: Any, *arrays: Any) -> Any:
+            return function(nnx.merge(graph, params), *arrays, **constants)
+
+        return parallelism(run, (None, *in_axes), out_axes)(params, *arrays)
+
+    return program
+
+
+_CONSTANTS = ("guidance", "frames", "schedule", "sampling", "parallelism")
 _CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "guidance", "frames", "parallelism"))
-def _begin_program(
-    graph: Any,
-    params: Any,
-    conditions: Any,
-    negative: Any,
-    parallelism: Parallelism,
-    **options: Any,
-) -> Any:
-    def run(params: Any, conditions: Any, negative: Any) -> Any:
-        return _start(nnx.merge(graph, params), conditions, negative, **options)
-
-    return parallelism(run, (None, 0, 0), (0, _CACHE_AXES))(params, conditions, negative)
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("graph", "guidance", "frames", "parallelism"),
-    donate_argnames=("cache",),
-)
-def _advance_program(
-    graph: Any,
-    params: Any,
-    latents: Any,
-    anchor: Any,
-    frame: Any,
-    cache: Any,
-    parallelism: Parallelism,
-    **options: Any,
-) -> Any:
-    def run(params: Any, latents: Any, anchor: Any, frame: Any, cache: Any) -> Any:
-        return advance(nnx.merge(graph, params), latents, anchor, frame, cache, **options)
-
-    axes = (None, 0, 0, None, _CACHE_AXES)
-    return parallelism(run, axes, (0, _CACHE_AXES))(params, latents, anchor, frame, cache)
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "schedule", "config", "parallelism"))
-def _frame_program(
-    graph: Any,
-    params: Any,
-    indicators: Any,
-    order: Any,
-    noise: NoiseSource,
-    frame: Any,
-    *,
-    schedule: Schedule,
-    config: SamplingConfig,
-    parallelism: Parallelism,
-) -> Float[Array, "b h w c"]:
-    def run(params: Any, indicators: Any, order: Any, noise: Any, frame: Any) -> Any:
-        model = nnx.merge(graph, params)
-        return generate_frame(model, indicators, order, noise, frame, schedule, config)
-
-    axes = (None, 0, 0, 0, None)
-    return parallelism(run, axes, 0)(params, indicators, order, noise, frame)
+_begin_program = _program(_start, (0, 0), (0, _CACHE_AXES))
+_advance_program = _program(advance, (0, 0, None, _CACHE_AXES), (0, _CACHE_AXES), donate_argnums=5)
+_frame_program = _program(generate_frame, (0, 0, 0, None), 0)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "frames"))
@@ -322,7 +286,7 @@ def generate(
     graph, params = nnx.split(model)
 
     def fill(params: Any, indicators: Any, number: Any) -> Float[Array, "b h w c"]:
-        static = {"schedule": schedule, "config": config, "parallelism": parallelism}
+        static = {"schedule": schedule, "sampling": config, "parallelism": parallelism}
         return _frame_program(graph, params, indicators, order, noise, number, **static)
 
     if choose(config.sampler) == "pallas":
@@ -360,11 +324,7 @@ def generate_in_one(
     keys: Key[Array, " b"],
     negative: Conditions | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """`generate` as one program, to be traced: its size and compile time do not grow with frames.
-
-    Args:
-        model, schedule, conditions, frames, config, keys, negative: as there.
-    """
+    """`generate` as one traced program, whose size and compile time do not grow with frames."""
     order, noise, numbers = _draws(model.config, keys, frames)
     options: Any = {"guidance": config.guidance, "frames": frames}
     anchor, cache = _start(model, conditions, negative, **options)
@@ -383,22 +343,3 @@ def generate_in_one(
 
     _, video = jax.lax.scan(one_frame, (anchor, cache), numbers)
     return video.swapaxes(0, 1)
-
-
-def _start(
-    model: Nova,
-    conditions: Conditions,
-    negative: Conditions | None,
-    guidance: GuidanceConfig,
-    frames: int,
-) -> tuple[Float[Array, "gb m d"], KVCache]:
-    """Frame 0's indicator features, and a cache with room for the whole video."""
-    config = model.config
-    negative = unconditional(conditions, config) if negative is None else negative
-    stacked = stack_passes(conditions, negative, guidance)
-    condition_tokens = config.text_length or 1
-    if config.is_video and conditions.flow is not None:
-        condition_tokens += 2
-    rows = jax.tree.leaves(stacked)[0].shape[0]
-    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
-    return begin(model, stacked, cache, guidance=guidance, frames=frames)

@@ -21,12 +21,7 @@ def seed_key(seed: int | Integer[Array, ""]) -> Key[Array, ""]:
 
 
 def sample_key(seed: Key[Array, ""], copy: int | Int[Array, ""]) -> Key[Array, ""]:
-    """Of one sample.
-
-    Args:
-        seed: the key of its seed.
-        copy: which of the samples of its prompt it is, from 0.
-    """
+    """Of one sample: the key of its seed, and which of the samples of its prompt it is, from 0."""
     return jax.random.fold_in(seed, copy)
 
 

@@ -73,10 +73,7 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "flow_shift": Option("flow_shift", float, "Noise-level shift of flow matching."),
     "sampler": Option(
-        "sampler",
-        str,
-        "How diffusion steps run; auto chooses.",
-        choices=get_args(Implementation),
+        "sampler", str, "How diffusion steps run; auto chooses.", choices=get_args(Implementation)
     ),
 }
 

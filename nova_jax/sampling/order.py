@@ -73,11 +73,7 @@ class Bucket:
         return max(self.counts)
 
     def cost(self, step: Callable[[int, int], float]) -> tuple[float, float]:
-        """Cost of all steps as padded, and as needed.
-
-        Args:
-            step: cost of a step by its visible and its predicted tokens.
-        """
+        """Cost of all steps as padded, and as needed; `step` as `bucket_steps` takes it."""
         needed = sum(
             step(start, count) for start, count in zip(self.starts, self.counts, strict=True)
         )

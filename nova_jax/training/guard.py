@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from nova_jax.distributed.mesh import MeshLayout, replicate, replicated
+from nova_jax.distributed.mesh import replicate, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.observe import Places, observed
-from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
-from nova_jax.training.state import Blueprint, TrainState
-from nova_jax.training.step import Batch, Metrics, loss_and_gradients, step_draws
+from nova_jax.training.state import TrainState
+from nova_jax.training.step import Batch, Metrics, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +52,7 @@ class GuardConfig:
 
 
 class NumericsGuard:
-    """Looks at every step, one step behind, so that the device never waits for the host.
-
-    Args:
-        config: the limits.
-        diagnose: says what was not finite in a step, see `make_diagnosis`.
-    """
+    """Looks at every step, one step behind, so that the device never waits for the host."""
 
     def __init__(self, config: GuardConfig, diagnose: Diagnose):
         self.config, self._diagnose = config, diagnose
@@ -104,9 +98,7 @@ class NumericsGuard:
         return True
 
 
-def make_diagnosis(
-    blueprint: Blueprint, *, mesh: MeshLayout, schedule: Schedule, loss_repeat: int, seed: int
-) -> Diagnose:
+def make_diagnosis(trainer: Trainer) -> Diagnose:
     """Makes ``(state, batch, step) -> words``: what is first not finite when a step is repeated.
 
     Looked at are the batch, the parameters, what each module gives in the order of the forward
@@ -118,15 +110,15 @@ def make_diagnosis(
         return jnp.isfinite(x).all()
 
     def repeat(state: TrainState, batch: Batch, step: int) -> tuple[LossParts, Params]:
-        config = blueprint.model(state.params, state.frozen).config
-        draws = step_draws(config, schedule, batch, step - 1, loss_repeat=loss_repeat, seed=seed)
-        return loss_and_gradients(blueprint, state, batch, draws, mesh=mesh, schedule=schedule)
+        return trainer.loss_and_gradients(state, batch, trainer.draws(state, batch, step - 1))
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    on_all = replicated(trainer.mesh)
+
+    @functools.partial(jax.jit, out_shardings=on_all)
     def finite_of(tree: Any) -> Any:
         return jax.tree.map(finite, tree)
 
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=on_all)
     def look(state: TrainState, batch: Batch, step: int) -> tuple[jax.Array, Places, Any]:
         (parts, gradients), places = observed(repeat, finite)(state, batch, step)
         return parts.loss, places, finite_of(gradients)
@@ -140,9 +132,8 @@ def make_diagnosis(
             return f"the batch's {name}"
         if name := first(finite_of(state.params)):
             return f"the parameter {name}"
-        loss, places, gradients = jax.device_get(
-            look(state, batch, replicate(np.int32(step), mesh))
-        )
+        number = replicate(np.int32(step), trainer.mesh)
+        loss, places, gradients = jax.device_get(look(state, batch, number))
         if name := first(places):
             return name
         if not math.isfinite(loss):

@@ -191,9 +191,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
 def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     """Builds what the config only names, and checks that it fits the model.
 
-    Args:
-        config: the run.
-        keep_captions: see `nova_jax.training.datasets.build_dataset`.
+    For `keep_captions` see `nova_jax.training.datasets.build_dataset`.
 
     Raises:
         NovaError: naming the key that does not fit.
@@ -219,12 +217,8 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
             f"config.{missing} is missing, which config.samples.prompts need to be drawn; set it, "
             "or samples.prompts to ()"
         )
-    return Parts(
-        schedule=schedule_from_dict(config.schedule),
-        codec=codec,
-        text_encoder=text_encoder,
-        dataset=dataset,
-    )
+    schedule = schedule_from_dict(config.schedule)
+    return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
 
 
 def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from nova_jax.checkpoints.adapters import A, B, adapter_scale
 from nova_jax.errors import NovaError
 from nova_jax.models.layout import AxisNames
+from nova_jax.training.optimizer import check_patterns
 
 # Targets by name: kernels of both transformers.
 _BLOCKS = r"(temporal_encoder|spatial_decoder)\.\w*blocks\.block"
@@ -51,11 +52,7 @@ class LoraConfig:
             raise NovaError(f"lora.alpha is {self.alpha}; it must be positive")
         if not self.targets:
             raise NovaError("lora.targets is empty; name what is to have adapters")
-        for pattern in self.targets:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise NovaError(f"lora.targets: {pattern!r} is no pattern: {error}") from error
+        check_patterns("lora.targets", self.targets)
 
     @property
     def scale(self) -> float:

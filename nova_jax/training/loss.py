@@ -98,12 +98,7 @@ def training_loss(
 ) -> tuple[Float[Array, ""], LossParts]:
     """The loss of a batch of videos, or of images (T = 1), and its parts.
 
-    Args:
-        model: the transformer.
-        schedule: the diffusion schedule.
-        latents: whole videos, scaled as the model expects them.
-        conditions: one row a video.
-        draws: masks, noise and timesteps.
+    Latents are scaled as the model expects them; conditions have one row a video.
     """
     batch, frames = latents.shape[:2]
     repeat, _, tokens, _ = draws.noise.shape

@@ -138,12 +138,9 @@ class MetricWriter:
 
 
 class StepLog:
-    """The metrics of steps from when they are queued until they are written, and a progress bar.
+    """Metrics from when steps are queued until they are written, and a progress bar.
 
-    Args:
-        writer: where they go.
-        done: steps before the first.
-        steps: of the whole run.
+    `done` steps of the run's `steps` come before the first.
     """
 
     def __init__(self, writer: MetricWriter, done: int, steps: int):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -25,6 +25,15 @@ Params = Mapping[str, Any]
 _FROZEN = (r"text_embed\.norm\.", r"label_embed\.norm\.", r"motion_embed\.")
 # Parts that an image model has for the sake of the video model made from it.
 _FROZEN_IN_IMAGE_MODELS = (r"temporal_encoder\.time_embed\.", r"temporal_encoder\.patch_embed\.")
+
+
+def check_patterns(key: str, patterns: Iterable[str]) -> None:
+    """Raises a `NovaError` if one of the regular expressions of a config's key is none."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise NovaError(f"{key}: {pattern!r} is no pattern: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,19 +92,11 @@ class OptimizerConfig:
             raise NovaError(
                 f"optimizer.milestones {self.milestones} must increase and lie after the warmup"
             )
-        for pattern in self.freeze or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise NovaError(f"optimizer.freeze: {pattern!r} is no pattern: {error}") from error
+        check_patterns("optimizer.freeze", self.freeze or ())
 
 
 def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each training step, which is one batch.
-
-    Args:
-        config: schedule and highest learning rate.
-        steps: length of the run in training steps, which the cosine schedule ends at.
+    """The learning rate at each training step, which is one batch, of a run of so many steps.
 
     Raises:
         NovaError: if the warmup leaves nothing of the steps to a cosine schedule.
@@ -124,9 +125,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """AdamW with decoupled weight decay, which is times the learning rate as in PyTorch.
 
-    Args:
-        config: the optimizer's options.
-        steps: length of the run in training steps; only the cosine schedule depends on it.
+    The length of the run in training steps matters to the cosine schedule only.
     """
     schedule = learning_rate_schedule(config, steps)
     optimizer = optax.adamw(
@@ -164,8 +163,7 @@ def split_model(
     differentiated and has moments; the rest holds frozen parameters and buffers.
 
     Args:
-        model: a `Nova`, real or abstract.
-        config: its configuration, which decides what the recipe freezes.
+        model: a `Nova`, real or abstract, of this config.
         freeze: patterns in place of the recipe's own list, see `OptimizerConfig.freeze`.
 
     Raises:

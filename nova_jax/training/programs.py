@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 
@@ -14,8 +12,8 @@ from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.guard import Diagnose, make_diagnosis
 from nova_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from nova_jax.training.state import Blueprint, TrainState, abstract_state, create_state
-from nova_jax.training.step import TrainStep, make_train_step
+from nova_jax.training.state import Blueprint, CreateState, TrainState, state_maker
+from nova_jax.training.step import Trainer, TrainStep, make_train_step
 from nova_jax.training.validation import Validate, make_validation
 
 
@@ -24,10 +22,7 @@ class Programs:
     """What a run does on its devices.
 
     Attributes:
-        blueprint: how a state's arrays make a model.
-        state: what they are and where they lie, `jax.ShapeDtypeStruct` for arrays.
-        create: makes the first state; it starts from given variables, by dotted path, where there
-            are any, and draws the others.
+        blueprint, state, create: see `nova_jax.training.state.state_maker`.
         step: see `nova_jax.training.step.make_train_step`.
         validate: see `nova_jax.training.validation.make_validation`.
         diagnose: see `nova_jax.training.guard.make_diagnosis`.
@@ -35,7 +30,7 @@ class Programs:
 
     blueprint: Blueprint
     state: TrainState
-    create: Callable[[Mapping[str, jax.Array]], TrainState]
+    create: CreateState
     step: TrainStep
     validate: Validate
     diagnose: Diagnose
@@ -50,43 +45,39 @@ class Programs:
 def make_programs(config: TrainConfig, mesh: MeshLayout) -> Programs:
     """Builds the programs of a run; nothing is allocated.
 
-    Args:
-        config: the run.
-        mesh: where it runs; its devices may not be there, if nothing is to be run but compiled.
+    The mesh's devices may not be there, if nothing is to be run but compiled.
 
     Raises:
         NovaError: the optimizer or the adapters do not fit the model or the length of the run.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    options: dict[str, Any] = {
-        "freeze": config.optimizer.freeze,
-        "lora": config.lora,
-        "dtype": config.dtype,
-        "remat": config.remat,
-        "unroll": config.unroll,
-    }
-    blueprint, state = abstract_state(config.model, optimizer, mesh, **options)
-    shared: dict[str, Any] = {
-        "mesh": mesh,
-        "schedule": schedule_from_dict(config.schedule),
-        "loss_repeat": config.loss_repeat,
-    }
+    blueprint, state, create = state_maker(
+        config.model,
+        optimizer,
+        mesh,
+        seed=config.seed,
+        freeze=config.optimizer.freeze,
+        lora=config.lora,
+        dtype=config.dtype,
+        remat=config.remat,
+        unroll=config.unroll,
+    )
+    trainer = Trainer(
+        blueprint=blueprint,
+        mesh=mesh,
+        schedule=schedule_from_dict(config.schedule),
+        optimizer=optimizer,
+        learning_rate=learning_rate_schedule(config.optimizer, config.steps),
+        ema=config.ema,
+        loss_repeat=config.loss_repeat,
+        seed=config.seed,
+        first_frame_loss=config.first_frame_loss,
+    )
     return Programs(
         blueprint=blueprint,
         state=state,
-        create=lambda start: create_state(
-            config.model, optimizer, mesh, seed=config.seed, start=start, **options
-        )[1],
-        step=make_train_step(
-            blueprint,
-            state,
-            optimizer=optimizer,
-            learning_rate=learning_rate_schedule(config.optimizer, config.steps),
-            ema=config.ema,
-            first_frame_loss=config.first_frame_loss,
-            seed=config.seed,
-            **shared,
-        ),
-        validate=make_validation(blueprint, state, **shared),
-        diagnose=make_diagnosis(blueprint, seed=config.seed, **shared),
+        create=create,
+        step=make_train_step(trainer, state),
+        validate=make_validation(trainer, state),
+        diagnose=make_diagnosis(trainer),
     )

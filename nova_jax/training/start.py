@@ -24,6 +24,7 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.training.optimizer import check_patterns
 
 # Fields that may differ where the part that depends on them is drawn anew.
 _PART_OF = {
@@ -52,11 +53,7 @@ class InitConfig:
     fresh: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for pattern in self.fresh:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise NovaError(f"init.fresh: {pattern!r} is no pattern: {error}") from error
+        check_patterns("init.fresh", self.fresh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +78,7 @@ class InitialVariables:
 
 
 def load_initial(init: InitConfig, config: NovaConfig, mesh: MeshLayout) -> InitialVariables:
-    """Loads the parameters to start from onto the mesh.
-
-    Args:
-        init: where they are.
-        config: the model that is to be trained.
-        mesh: where it lives.
+    """Loads the parameters that a model of this config starts from onto the mesh.
 
     Raises:
         NovaError: there is no such checkpoint, it is damaged, or its model differs, by the names of

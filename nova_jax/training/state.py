@@ -86,6 +86,9 @@ class TrainState:
         )
 
 
+CreateState = Callable[[dict[str, Array]], TrainState]
+
+
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
     """How a state's arrays make a model.
@@ -120,82 +123,44 @@ def update_ema(config: EMAConfig, step: jax.Array, ema: Params, params: Params) 
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
 
 
-def create_state(
+def state_maker(
     config: NovaConfig,
     optimizer: optax.GradientTransformation,
     mesh: MeshLayout,
     *,
-    seed: int,
+    seed: int = 0,
     freeze: tuple[str, ...] | None = None,
     lora: LoraConfig | None = None,
-    start: Mapping[str, Array] | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
     remat: Remat = "none",
     unroll: int = 1,
-) -> tuple[Blueprint, TrainState]:
-    """Initialises model, optimizer and EMA on the mesh, each array sharded from the start.
+) -> tuple[Blueprint, TrainState, CreateState]:
+    """How the first state of a run is made: model, optimizer and EMA; nothing is allocated yet.
 
     Args:
         config: the model.
         optimizer: updates the trained parameters.
-        mesh: where the state lives.
+        mesh: where the state lives; its devices may not be there, if no state is to be created.
         seed: of the initial parameters.
         freeze: see `nova_jax.training.optimizer.OptimizerConfig`.
         lora: train these adapters and freeze the model.
-        start: variables by dotted path, on the mesh, in place of drawn ones; their memory is
-            reused.
         dtype: type of the computation; parameters are float32.
         remat, unroll: see `Nova`.
 
     Returns:
-        How to make the model of a state, and the state.
+        How to make the model of a state; the state, with `jax.ShapeDtypeStruct` for arrays; and
+        what creates it, each array sharded from the start. That takes variables by dotted path, on
+        the mesh, whose memory it reuses, and draws all others.
     """
-    options = {"dtype": dtype, "remat": remat, "unroll": unroll}
-    blueprint, abstract, make_state = _state_maker(
-        config, optimizer, mesh, seed, freeze, lora, **options
-    )
-    make = jax.jit(make_state, out_shardings=state_shardings(abstract), donate_argnums=0)
-    return blueprint, make(dict(start or {}))
-
-
-def abstract_state(
-    config: NovaConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: MeshLayout,
-    *,
-    freeze: tuple[str, ...] | None = None,
-    lora: LoraConfig | None = None,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    remat: Remat = "none",
-    unroll: int = 1,
-) -> tuple[Blueprint, TrainState]:
-    """What `create_state` returns, with `jax.ShapeDtypeStruct` for arrays: nothing is allocated.
-
-    The mesh may be of devices that are not there.
-    """
-    options = {"dtype": dtype, "remat": remat, "unroll": unroll}
-    return _state_maker(config, optimizer, mesh, 0, freeze, lora, **options)[:2]
-
-
-def _state_maker(
-    config: NovaConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: MeshLayout,
-    seed: int,
-    freeze: tuple[str, ...] | None,
-    lora: LoraConfig | None,
-    **options: Any,
-) -> tuple[Blueprint, TrainState, Callable[[Mapping[str, Array]], TrainState]]:
-    """The blueprint, the abstract state, and what makes the real one from what it starts with."""
 
     def make_model() -> Nova:
-        return Nova(config, rngs=nnx.Rngs(seed), **options)
+        return Nova(config, rngs=nnx.Rngs(seed), dtype=dtype, remat=remat, unroll=unroll)
 
     model = nnx.eval_shape(make_model)
     graphdef, trained, _ = split_model(model, config, freeze)
     names = flatten_dict(trained, sep=".").keys()
 
-    def make_state(start: Mapping[str, Array]) -> TrainState:
+    def make_state(start: dict[str, Array]) -> TrainState:
         drawn = flatten_dict(nnx.to_pure_dict(nnx.state(make_model())), sep=".")
         variables = drawn | start
         if lora is None:
@@ -213,12 +178,10 @@ def _state_maker(
         )
 
     shapes = jax.eval_shape(make_state, {})
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        _shardings(shapes, model, optimizer, mesh, lora),
-    )
-    return Blueprint(graphdef, lora), abstract, make_state
+    shardings = _shardings(shapes, model, optimizer, mesh, lora)
+    abstract = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings)
+    create = jax.jit(make_state, out_shardings=shardings, donate_argnums=0)
+    return Blueprint(graphdef, lora), abstract, create
 
 
 def _shardings(
@@ -242,21 +205,15 @@ def _shardings(
         return unflatten_dict({name: by_path[name] for name in names}, sep=".")
 
     params = of(state.params)
+    everywhere: Any = replicated(mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, place: place,
         state.optimizer,
         params,
-        transform_non_params=lambda _: replicated(mesh),
+        transform_non_params=lambda _: everywhere,
     )
-    return TrainState.from_trees(
-        {
-            "params": params,
-            "frozen": of(state.frozen),
-            "ema": params,
-            "optimizer": {"step": replicated(mesh), "state": moments},
-        }
-    )
+    return TrainState(everywhere, params, of(state.frozen), moments, ema=params)
 
 
 def state_shardings(state: TrainState) -> Any:

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicated
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding, replicated
+from nova_jax.models import layout
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.models.observe import Places, hand_on, observed
@@ -17,39 +18,19 @@ from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
 from nova_jax.training.optimizer import Params
-from nova_jax.training.state import (
-    Blueprint,
-    EMAConfig,
-    TrainState,
-    state_shardings,
-    update_ema,
-)
+from nova_jax.training.state import Blueprint, EMAConfig, TrainState, state_shardings, update_ema
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(
-    blueprint: Blueprint,
-    state: TrainState,
-    *,
-    mesh: MeshLayout,
-    schedule: Schedule,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    ema: EMAConfig,
-    loss_repeat: int,
-    seed: int,
-    first_frame_loss: float = 1.0,
-) -> TrainStep:
-    """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """All that a training step is made of, but for the state and the batch.
 
-    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere.
-
-    Args:
+    Attributes:
         blueprint: makes the model of a state.
-        state: says where every array lives; its values are not used.
         mesh: over which batches are split.
         schedule: noise schedule.
         optimizer: updates the trained parameters.
@@ -58,6 +39,81 @@ def make_train_step(
         loss_repeat: noise draws of each frame.
         seed: of all draws.
         first_frame_loss: weight of the first frame of videos in the loss.
+    """
+
+    blueprint: Blueprint
+    mesh: MeshLayout
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    ema: EMAConfig = EMAConfig()
+    loss_repeat: int = 4
+    seed: int = 0
+    first_frame_loss: float = 1.0
+
+    def draws(
+        self, state: TrainState, batch: Batch, step: int | jax.Array | None = None
+    ) -> TrainingDraws:
+        """Everything random about a step: number `step`, from 0, by default the state's next."""
+        key = training_key(self.seed, state.step if step is None else step)
+        config = self.blueprint.model(state.params, state.frozen).config
+        return batch_draws(config, self.schedule, batch, key, self.loss_repeat)
+
+    def step(
+        self, state: TrainState, batch: Batch, draws: TrainingDraws
+    ) -> tuple[TrainState, Metrics, LossParts, Params]:
+        """All that a step does once everything random about it is given; to be compiled.
+
+        Returns:
+            The state after the step and its metrics, see `make_train_step`; the loss taken apart;
+            the gradients. What a program does not use of it costs nothing.
+        """
+        parts, gradients = self.loss_and_gradients(state, batch, draws)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm)
+        updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = update_ema(self.ema, state.step + 1, state.ema, params)
+        # A step that is not finite only counts as one; all else stays what it was.
+        old = (state.params, state.optimizer, state.ema)
+        params, optimizer_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state, average), old
+        )
+        new = TrainState(state.step + 1, params, state.frozen, optimizer_state, average)
+        metrics = {
+            "loss": parts.loss,
+            "loss_first": parts.first,
+            "loss_rest": parts.rest,
+            "grad_norm": norm,
+            "param_norm": optax.tree.norm(params),
+            "lr": jnp.asarray(self.learning_rate(state.step), jnp.float32),
+            "skipped": 1.0 - finite.astype(jnp.float32),
+        }
+        return new, metrics, parts, gradients
+
+    def loss_and_gradients(
+        self, state: TrainState, batch: Batch, draws: TrainingDraws
+    ) -> tuple[LossParts, Params]:
+        """The loss of a step, taken apart, and its gradients; see `step`."""
+
+        def loss_of(params: Params) -> tuple[jax.Array, tuple[LossParts, Places]]:
+            model = self.blueprint.model(params, state.frozen)
+            with layout.use(self.mesh):
+                (loss, parts), places = observed(batch_loss)(model, self.schedule, batch, draws)
+            if self.first_frame_loss != 1 and batch["latents"].shape[1] > 1:
+                loss = self.first_frame_loss * parts.first + parts.rest
+            return loss, (dataclasses.replace(parts, loss=loss), places)
+
+        (_, (parts, places)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        hand_on(places)
+        return parts, gradients
+
+
+def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:
+    """Compiles ``(state, batch) -> (state, metrics)``; the old state's memory is reused.
+
+    All randomness of a step comes from its `training_key`, so a run can be stopped anywhere. The
+    state that is given here says where every array lives; its values are not used.
 
     Returns:
         The step. A batch is that of `nova_jax.data.batch`, on the mesh. Metrics are
@@ -67,118 +123,15 @@ def make_train_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        config = blueprint.model(state.params, state.frozen).config
-        draws = step_draws(config, schedule, batch, state.step, loss_repeat=loss_repeat, seed=seed)
-        new, metrics, *_ = training_step(
-            blueprint,
-            state,
-            batch,
-            draws,
-            mesh=mesh,
-            schedule=schedule,
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            ema=ema,
-            first_frame_loss=first_frame_loss,
-        )
-        return new, metrics
+        return trainer.step(state, batch, trainer.draws(state, batch))[:2]
 
     shardings = state_shardings(state)
     return jax.jit(
         step,
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        in_shardings=(shardings, batch_sharding(trainer.mesh)),
+        out_shardings=(shardings, replicated(trainer.mesh)),
         donate_argnums=0,
     )
-
-
-def training_step(
-    blueprint: Blueprint,
-    state: TrainState,
-    batch: Batch,
-    draws: TrainingDraws,
-    *,
-    mesh: MeshLayout,
-    schedule: Schedule,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
-    ema: EMAConfig,
-    first_frame_loss: float = 1.0,
-) -> tuple[TrainState, Metrics, LossParts, Params]:
-    """All that a step does once everything random about it is given; to be compiled.
-
-    Args:
-        blueprint, mesh, schedule, optimizer, learning_rate, ema, first_frame_loss: see
-            `make_train_step`.
-        state: before the step.
-        batch: what it sees.
-        draws: what it draws.
-
-    Returns:
-        The state after the step and its metrics, see there; the loss taken apart; the gradients.
-        What a program does not use of it costs nothing.
-    """
-    parts, gradients = loss_and_gradients(
-        blueprint,
-        state,
-        batch,
-        draws,
-        mesh=mesh,
-        schedule=schedule,
-        first_frame_loss=first_frame_loss,
-    )
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = update_ema(ema, state.step + 1, state.ema, params)
-    # A step that is not finite only counts as one; all else stays what it was.
-    old = (state.params, state.optimizer, state.ema)
-    params, optimizer_state, average = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), (params, optimizer_state, average), old
-    )
-    new = TrainState(
-        step=state.step + 1,
-        params=params,
-        frozen=state.frozen,
-        optimizer=optimizer_state,
-        ema=average,
-    )
-    metrics = {
-        "loss": parts.loss,
-        "loss_first": parts.first,
-        "loss_rest": parts.rest,
-        "grad_norm": norm,
-        "param_norm": optax.tree.norm(params),
-        "lr": jnp.asarray(learning_rate(state.step), jnp.float32),
-        "skipped": 1.0 - finite.astype(jnp.float32),
-    }
-    return new, metrics, parts, gradients
-
-
-def loss_and_gradients(
-    blueprint: Blueprint,
-    state: TrainState,
-    batch: Batch,
-    draws: TrainingDraws,
-    *,
-    mesh: MeshLayout,
-    schedule: Schedule,
-    first_frame_loss: float = 1.0,
-) -> tuple[LossParts, Params]:
-    """The loss of a step, taken apart, and its gradients; see `training_step`."""
-
-    def loss_of(params: Params) -> tuple[jax.Array, tuple[LossParts, Places]]:
-        model = blueprint.model(params, state.frozen)
-        with on_mesh(mesh):
-            (loss, parts), places = observed(batch_loss)(model, schedule, batch, draws)
-        if first_frame_loss != 1 and batch["latents"].shape[1] > 1:
-            loss = first_frame_loss * parts.first + parts.rest
-        return loss, (dataclasses.replace(parts, loss=loss), places)
-
-    (_, (parts, places)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    hand_on(places)
-    return parts, gradients
 
 
 def batch_loss(
@@ -203,16 +156,3 @@ def batch_draws(
     config = dataclasses.replace(config, latent_size=(height, width))
     options = {"batch": size, "frames": frames, "loss_repeat": loss_repeat}
     return TrainingDraws.sample(config, schedule, key, **options)
-
-
-def step_draws(
-    config: NovaConfig,
-    schedule: Schedule,
-    batch: Batch,
-    step: int | jax.Array,
-    *,
-    loss_repeat: int,
-    seed: int,
-) -> TrainingDraws:
-    """Everything random about training step number `step`, from 0, of a run with this seed."""
-    return batch_draws(config, schedule, batch, training_key(seed, step), loss_repeat)

@@ -29,10 +29,6 @@ class Throughput:
 
     Compilation, validation, samples and checkpoints do not count: whoever is done with one calls
     `restart`.
-
-    Args:
-        config: the run.
-        mesh: the devices of all processes.
     """
 
     def __init__(self, config: TrainConfig, mesh: MeshLayout):
@@ -128,13 +124,13 @@ class Trace(AbstractContextManager["Trace"]):
         self._directory, self._first, self._running = directory, first, False
 
     def before(self, step: int) -> None:
-        """To be called before a step."""
+        """Starts the trace if this step, which is about to run, is its first."""
         if step == self._first:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 
     def after(self, step: int, metrics: Metrics) -> None:
-        """To be called after a step."""
+        """Ends the trace if this step, which has been queued, is its last."""
         if self._running and self._first is not None and step == self._first + TRACED - 1:
             jax.block_until_ready(metrics)
             self._stop()

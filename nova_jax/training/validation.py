@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from nova_jax.distributed.mesh import MeshLayout, batch_sharding, on_mesh, replicate, replicated
+from nova_jax.distributed.mesh import batch_sharding, replicate, replicated
+from nova_jax.models import layout
 from nova_jax.sampling.keys import validation_key
-from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
-from nova_jax.training.state import Blueprint, TrainState, state_shardings
-from nova_jax.training.step import Batch, batch_draws, batch_loss
+from nova_jax.training.state import TrainState, state_shardings
+from nova_jax.training.step import Batch, Trainer, batch_draws, batch_loss
 
 # Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
 MASK_BUCKETS = (0.8, 0.9, 1.0)
@@ -30,22 +30,10 @@ Table = dict[str, tuple[Array, Array]]
 Validate = Callable[[Params, Params, Sequence[Batch]], dict[str, float]]
 
 
-def make_validation(
-    blueprint: Blueprint,
-    state: TrainState,
-    *,
-    mesh: MeshLayout,
-    schedule: Schedule,
-    loss_repeat: int,
-) -> Validate:
+def make_validation(trainer: Trainer, state: TrainState) -> Validate:
     """Compiles ``(params, frozen, batches) -> numbers by name``.
 
-    Args:
-        blueprint: makes the model of a state.
-        state: says where every array lives; its values are not used.
-        mesh: over which batches are split.
-        schedule: noise schedule.
-        loss_repeat: noise draws of each frame.
+    The state says where every array lives; its values are not used.
 
     Returns:
         The validation. Its numbers are the training loss (``loss``, ``loss_first``,
@@ -55,11 +43,13 @@ def make_validation(
         Buckets that got no token are left out.
     """
 
+    mesh, schedule = trainer.mesh, trainer.schedule
+
     def validate_batch(params: Params, frozen: Params, batch: Batch, index: jax.Array) -> Table:
-        model = blueprint.model(params, frozen)
+        model = trainer.blueprint.model(params, frozen)
         key = validation_key(index)
-        draws = batch_draws(model.config, schedule, batch, key, loss_repeat)
-        with on_mesh(mesh):
+        draws = batch_draws(model.config, schedule, batch, key, trainer.loss_repeat)
+        with layout.use(mesh):
             _, parts = batch_loss(model, schedule, batch, draws)
         one = jnp.ones(())
         whole = {"loss": parts.loss, "loss_first": parts.first, "loss_rest": parts.rest}
@@ -68,12 +58,7 @@ def make_validation(
     shardings = state_shardings(state)
     compiled = jax.jit(
         validate_batch,
-        in_shardings=(
-            shardings.params,
-            shardings.frozen,
-            batch_sharding(mesh),
-            replicated(mesh),
-        ),
+        in_shardings=(shardings.params, shardings.frozen, batch_sharding(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 

@@ -21,8 +21,8 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.schedules import FlowMatchingSchedule
-from nova_jax.training.state import EMAConfig, abstract_state, create_state
-from nova_jax.training.step import make_train_step
+from nova_jax.training.state import EMAConfig, state_maker
+from nova_jax.training.step import Trainer, make_train_step
 
 VIDEOS = NovaConfig.from_dict(small.VIDEO)
 
@@ -176,7 +176,8 @@ OPTIMIZER = optax.trace(0.0)  # its state after a step is the gradient itself
 @pytest.fixture(scope="module")
 def start():
     """A state on the host, away from the zeros of initialisation, which would hide gradients."""
-    _, state = create_state(VIDEOS, OPTIMIZER, make_mesh(jax.devices()[:1]), seed=0)
+    *_, create = state_maker(VIDEOS, OPTIMIZER, make_mesh(jax.devices()[:1]))
+    state = create({})
     rng = np.random.default_rng(1)
     moved = lambda x: np.asarray(x + 0.1 * rng.normal(size=x.shape), np.float32)  # noqa: E731
     return dataclasses.replace(
@@ -186,11 +187,10 @@ def start():
 
 def one_step(mesh, start):
     """The state and metrics after one step."""
-    blueprint, state = abstract_state(VIDEOS, OPTIMIZER, mesh)
+    blueprint, state, _ = state_maker(VIDEOS, OPTIMIZER, mesh)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), start, state)
-    step = make_train_step(
-        blueprint,
-        state,
+    trainer = Trainer(
+        blueprint=blueprint,
         mesh=mesh,
         schedule=FlowMatchingSchedule(),
         optimizer=OPTIMIZER,
@@ -207,7 +207,7 @@ def one_step(mesh, start):
         "flow": rng.uniform(1, 5, 8).astype(np.float32),
         "fps": np.full(8, 12.0, np.float32),
     }
-    return step(state, shard_batch(batch, mesh))
+    return make_train_step(trainer, state)(state, shard_batch(batch, mesh))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from nova_jax.plan.report import report
 from nova_jax.plan.topology import Topology, sent_bytes
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import make_optimizer
-from nova_jax.training.state import abstract_state, state_shardings
+from nova_jax.training.state import state_maker, state_shardings
 
 CPUS = Topology.parse("cpu:8")
 
@@ -29,7 +29,7 @@ def config(run):
 
 def test_an_abstract_state_has_places_and_no_arrays(config):
     mesh, optimizer = make_mesh(config=MeshConfig(fsdp=4)), make_optimizer(config.optimizer, 6)
-    _, state = abstract_state(config.model, optimizer, mesh)
+    _, state, _ = state_maker(config.model, optimizer, mesh)
     assert {type(leaf) for leaf in jax.tree.leaves(state)} == {jax.ShapeDtypeStruct}
     assert state_shardings(state).ema == state_shardings(state).params
     kernel = state.params["diffusion_head"]["out"]["kernel"]

@@ -16,8 +16,8 @@ from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.guard import GuardConfig, NumericsGuard, make_diagnosis
-from nova_jax.training.state import EMAConfig, TrainState, create_state
-from nova_jax.training.step import make_train_step
+from nova_jax.training.state import TrainState, state_maker
+from nova_jax.training.step import Trainer, make_train_step
 
 CONFIG = NovaConfig.from_dict(small.VIDEO)
 
@@ -27,16 +27,18 @@ def trainer():
     """A step, the diagnosis, a function that makes states, and a batch, all on a mesh."""
     mesh = make_mesh(config=MeshConfig(fsdp=2, context=2))
     optimizer, schedule = optax.adam(1e-3), FlowMatchingSchedule()
-    blueprint, state = create_state(CONFIG, optimizer, mesh, seed=0)
-    shared = {"mesh": mesh, "schedule": schedule, "loss_repeat": 1, "seed": 3}
-    step = make_train_step(
-        blueprint,
-        state,
+    blueprint, _, create = state_maker(CONFIG, optimizer, mesh)
+    state = create({})
+    trainer = Trainer(
+        blueprint=blueprint,
+        mesh=mesh,
+        schedule=schedule,
         optimizer=optimizer,
         learning_rate=optax.constant_schedule(1e-3),
-        ema=EMAConfig(),
-        **shared,
+        loss_repeat=1,
+        seed=3,
     )
+    step = make_train_step(trainer, state)
     rng = np.random.default_rng(0)
     batch = {
         "latents": rng.normal(size=(8, 2, 12, 12, 3)).astype(np.float32),
@@ -46,7 +48,7 @@ def trainer():
         "fps": np.ones(8, np.float32),
     }
     copy = lambda: jax.tree.map(jnp.copy, state)  # noqa: E731 - a step takes its state away
-    return step, make_diagnosis(blueprint, **shared), copy, shard_batch(batch, mesh)
+    return step, make_diagnosis(trainer), copy, shard_batch(batch, mesh)
 
 
 def with_parameter(state, name, change):
@@ -101,7 +103,8 @@ def watched(flags, **config):
     """What the guard says of each step, with the warnings it gave."""
     guard = NumericsGuard(GuardConfig(**config), lambda state, batch, step: f"cause {step}")
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {})
-    return [guard.watch(state, i, {}, {"skipped": flag}) for i, flag in enumerate(flags, 1)]
+    steps = enumerate(map(jnp.asarray, flags), 1)
+    return [guard.watch(state, step, {}, {"skipped": flag}) for step, flag in steps]
 
 
 def test_too_many_skipped_steps_in_a_row_ask_for_the_way_back(caplog):

@@ -29,7 +29,7 @@ from nova_jax.training.config import TrainConfig
 from nova_jax.training.lora import LoraConfig, create_adapters
 from nova_jax.training.optimizer import OptimizerConfig, make_optimizer
 from nova_jax.training.start import InitConfig, load_initial
-from nova_jax.training.state import abstract_state, create_state
+from nova_jax.training.state import state_maker
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 IMAGES, VIDEOS = GOLDEN / "pipeline_t2i", GOLDEN / "pipeline_t2v"
@@ -78,7 +78,8 @@ def test_an_image_model_becomes_a_video_model_of_another_size(video_model, image
         k: shardings[k] for k in start.variables
     }
     optimizer = make_optimizer(OptimizerConfig(), 1)
-    blueprint, state = create_state(config, optimizer, mesh, seed=1, start=start.variables)
+    blueprint, _, create = state_maker(config, optimizer, mesh, seed=1)
+    state = create(start.variables)
     made, given = blueprint.variables(state.ema, state.frozen), variables(image_model)
     assert made.keys() == variables(video_model).keys()
     for name in given:
@@ -229,7 +230,7 @@ def test_new_adapters_change_nothing_and_lie_as_their_kernels_do(video_model):
     made = apply_adapters(given, adapters, config.scale)
     for name in given:
         np.testing.assert_array_equal(made[name], given[name], err_msg=name)
-    _, state = abstract_state(
+    _, state, _ = state_maker(
         video_model.config,
         make_optimizer(OptimizerConfig(), 1),
         make_mesh(config=MeshConfig(fsdp=2, tensor=2)),
