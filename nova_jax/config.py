@@ -57,6 +57,12 @@ def from_dict(
     return kind(**{name: _convert(hints[name], v, _join(key, name)) for name, v in values.items()})
 
 
+def check_types(config: Any) -> None:
+    """Raises a `NovaError` where a field, given without `from_dict`, is not of its type."""
+    for name, kind in typing.get_type_hints(type(config)).items():
+        _convert(kind, getattr(config, name), name)
+
+
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else str(name)
 

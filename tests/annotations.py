@@ -25,8 +25,6 @@ UNCHECKED = ("nova_jax.digits.judges",)
 # What stands for arrays in dataclasses that say where arrays go.
 _INSTEAD = jax.ShapeDtypeStruct | jax.sharding.Sharding
 _CONFIG = BeartypeConf(is_pep484_tower=True)
-# Dataclasses whose fields are being looked through.
-_open: set[Any] = set()
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,21 +51,16 @@ def _with_shapes(hints: Mapping[str, Any], names: dict[str, Any]) -> dict[str, A
 
 
 def _has_shape(hint: Any) -> bool:
-    if dataclasses.is_dataclass(hint):
-        if hint in _open:  # a field may be of the class that it belongs to
-            return False
-        _open.add(hint)
-        try:
-            return bool(_fields(hint))
-        finally:
-            _open.remove(hint)
-    is_array = isinstance(hint, type) and issubclass(hint, AbstractArray)
-    return is_array or any(map(_has_shape, get_args(hint)))
+    if isinstance(hint, type):
+        return issubclass(hint, AbstractArray) or bool(_fields(hint))
+    return any(map(_has_shape, get_args(hint)))
 
 
 @functools.cache
 def _fields(kind: type) -> dict[str, Any]:
-    """Those fields of a dataclass that have shapes, checked among themselves by `_deep`."""
+    """Those fields that have shapes, of a dataclass of the package."""
+    if not (dataclasses.is_dataclass(kind) and kind.__module__.startswith("nova_jax.")):
+        return {}
     hints = {field.name: field.type for field in dataclasses.fields(kind)}
     hints = _with_shapes(hints, vars(sys.modules[kind.__module__]))
     return {name: _deep(hint) for name, hint in hints.items()}
@@ -78,7 +71,7 @@ def _deep(hint: Any) -> Any:
 
     Not where one is made: trees put all kinds of things into them on their way.
     """
-    if dataclasses.is_dataclass(hint) and _fields(hint):
+    if isinstance(hint, type) and _fields(hint):
         return Annotated[hint, Is[_fits]]
     if get_origin(hint) in (tuple, Union, UnionType):
         kind = tuple if get_origin(hint) is tuple else Union

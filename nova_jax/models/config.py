@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nova_jax.config import from_dict, to_plain
+from nova_jax.config import check_types, from_dict, to_plain
 from nova_jax.errors import NovaError
 
 # Attention heads of the released widths; every other width uses heads of 32 channels.
@@ -80,6 +80,7 @@ class NovaConfig:
     rotary: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("latent_channels", "patch_size", "frames"):
             if getattr(self, name) < 1:
                 raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -80,3 +80,10 @@ def test_what_fits_is_cut_into_two_patches_a_side_at_least():
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         NovaConfig.from_dict(RELEASED_VIDEO).frames = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("change", [{"frames": "16"}, {"frames": True}, {"latent_size": 60}])
+def test_types_are_checked_without_plain_values_too(change):
+    config = NovaConfig.from_dict(RELEASED_VIDEO)
+    with pytest.raises(NovaError, match=f"{next(iter(change))} is {next(iter(change.values()))!r}"):
+        dataclasses.replace(config, **change)
