@@ -239,8 +239,7 @@ class NovaPipeline:
             image: First frame of every video, uint8 `[H, W, 3]` of any size: it is scaled and
                 cropped to fill `size`.
             num_images_per_prompt: Samples of each prompt, all different.
-            sampling: How samples are drawn, in place of the pipeline's own way; options with names
-                of their own come on top.
+            sampling: How samples are drawn, in place of the pipeline's way; options come on top.
             seed: One for all prompts or one for each.
             key: Random key in place of a seed.
             latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
