@@ -1,22 +1,5 @@
-"""A complete run, as small as one can be."""
+"""Fixtures of these tests."""
 
-import copy
-from typing import Any
+from runs import quick_compilation, run
 
-import jax
-import pytest
-import small
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Programs are run a few times only."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def run() -> dict[str, Any]:
-    """Plain values of a `TrainConfig`: 6 steps, pictures and videos of 2 frames, 8 a batch."""
-    return copy.deepcopy(small.RUN)
+__all__ = ["quick_compilation", "run"]
