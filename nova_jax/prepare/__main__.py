@@ -28,7 +28,7 @@ from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.parts import REPORT, claim_share
 from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
 
 INPUT = flags.DEFINE_string(
@@ -69,23 +69,24 @@ def main() -> None:
     shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
     logging.set_verbosity(logging.ERROR)
     items, skips, read = open_input(INPUT.value, config)
-    encoders = (
-        None
-        if RAW.value
-        else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
-    )
-    with stop_requests() as stopping:
-        report = prepare(
-            items,
-            skips,
-            Path(OUT.value),
-            config,
-            encoders,
-            read=read,
-            shard=shard,
-            strict=STRICT.value,
-            stopping=stopping,
+    with claim_share(Path(OUT.value), shard):
+        encoders = (
+            None
+            if RAW.value
+            else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
         )
+        with stop_requests() as stopping:
+            report = prepare(
+                items,
+                skips,
+                Path(OUT.value),
+                config,
+                encoders,
+                read=read,
+                shard=shard,
+                strict=STRICT.value,
+                stopping=stopping,
+            )
     print(*report.lines(Path(OUT.value)), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
         raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
