@@ -13,6 +13,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from nova_jax import cli, media
+from nova_jax.files import output_folder
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import train
@@ -39,7 +40,7 @@ PROMPTS = (
 def main() -> None:
     """Trains, generates and says where the pictures are."""
     logging.set_verbosity(logging.ERROR)  # Orbax explains itself at length
-    config, out = TrainConfig.from_dict(CONFIG.value.to_dict()), Path(OUT.value)
+    config, out = TrainConfig.from_dict(CONFIG.value.to_dict()), output_folder(OUT.value)
     print(f"1. Training {config.steps} steps on moving digits, rendered on the fly ...")
     result = train(config, out / "run")
     if not result.finished:

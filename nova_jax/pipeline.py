@@ -12,10 +12,11 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,20 @@ from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
 SHIPPED = Path(__file__).parent / "assets" / "digits_t2v"
+
+Arguments = ParamSpec("Arguments")
+
+
+def _in_one(stream: Callable[Arguments, Iterator[Output]]) -> Callable[Arguments, Output]:
+    """The same function, which gives what all its batches hold."""
+
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Output:
+        """Generates all that `stream` gives, and takes what it takes."""
+        return Output.joined(list(stream(*arguments, **options)))
+
+    signature = inspect.signature(stream).replace(return_annotation="Output")
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 class NovaPipeline:
@@ -188,7 +203,7 @@ class NovaPipeline:
         other.config, other._graph = model.config, nnx.graphdef(model)
         return other
 
-    def __call__(
+    def stream(
         self,
         prompt: str | int | Sequence[str] | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
@@ -217,8 +232,8 @@ class NovaPipeline:
         order: Int[jax.Array, "b n"] | None = None,
         noise: NoiseSource | None = None,
         **options: Any,
-    ) -> Output:
-        """Generates videos, or pictures where there is one frame.
+    ) -> Iterator[Output]:
+        """Generates videos, or pictures where there is one frame; gives each batch when it is made.
 
         A sample depends on its prompt, its seed and its number among the samples of its prompt, and
         on nothing else in the call: alone, in any batch and on any number of devices it is the
@@ -256,7 +271,8 @@ class NovaPipeline:
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
         Returns:
-            The samples in the order of the prompts, those of one prompt next to each other.
+            The samples in the order of the prompts, those of one prompt next to each other, a batch
+            at a time: only one is in memory, unless the caller keeps them.
 
         Raises:
             NovaError: An option or the image does not fit the model.
@@ -289,13 +305,15 @@ class NovaPipeline:
         )
         return self._run(request, show_progress=not disable_progress_bar)
 
-    def _run(self, request: Request, *, show_progress: bool) -> Output:
+    __call__ = _in_one(stream)
+
+    def _run(self, request: Request, *, show_progress: bool) -> Iterator[Output]:
         """Encodes, generates and decodes, batch by batch."""
         devices = 1 if request.recorded else len(self._devices)
         ways = devices if self._mesh is None else self._mesh.ways("batch")
         batches = request.batches(ways, all_take_part=self._mesh is not None)
         mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
-        latents, pixels = [], []
+        left, latents_only = request.count, request.output_type == "latent"
         total = len(batches) * request.frames
         with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
             for batch in batches:
@@ -310,10 +328,11 @@ class NovaPipeline:
                     on_frame=lambda _: bar.update(),
                     parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
-                latents.append(np.asarray(made))
-                if request.output_type != "latent":
-                    pixels.append(np.asarray(to_uint8(self.codec.decode(made))))
-        return Output.of(request, latents, pixels, self.fps)
+                latents = frames = np.array(made)[:left]  # the last sample pads a batch
+                if not latents_only:
+                    frames = np.array(to_uint8(self.codec.decode(made)))[:left]
+                left -= len(frames)
+                yield Output(latents, frames, self.fps, request.output_type)
 
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any

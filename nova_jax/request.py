@@ -6,6 +6,7 @@ Letters as in `nova_jax.pipeline`; g latent frames are given.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -58,7 +59,7 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.__call__` is asked for them.
+    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.stream` is asked for them.
 
     Attributes:
         prompts, negative, seeds: one of each for every prompt; seeds are keys.
@@ -113,6 +114,7 @@ class Request:
         size = -(-self.count // number)
         if all_take_part or size > devices:
             size += -size % devices
+        number = -(-self.count // size)  # fewer, where larger ones leave none for the last
         samples = np.minimum(np.arange(number * size), self.count - 1).reshape(number, size)
         return [Batch(*(part.tolist() for part in divmod(row, self.copies))) for row in samples]
 
@@ -138,33 +140,30 @@ class Output:
     Attributes:
         latents: float32 `[B, T, h, w, C]`, as the transformer sees them.
         frames: uint8 RGB `[B, F, H, W, 3]`; with `output_type="latent"` the latents.
-        images: where F is 1, the frames as PIL images, or as an array `[B, H, W, 3]` with
-            `output_type="np"`; else None.
         fps: frames per second.
+        output_type: what was asked for.
     """
 
     latents: Float[np.ndarray, "b t h w c"]
     frames: np.ndarray
-    images: list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None
     fps: float
+    output_type: OutputType
 
     @classmethod
-    def of(
-        cls,
-        request: Request,
-        latents: Sequence[np.ndarray],
-        pixels: Sequence[np.ndarray],
-        fps: float,
-    ) -> Output:
-        """All batches together, without what pads the last one; no pixels: latents are wanted."""
-        whole = np.concatenate(latents)[: request.count]
-        if request.output_type == "latent":
-            return cls(whole, whole, None, fps)
-        frames = np.concatenate(pixels)[: request.count]
-        images: Any = frames[:, 0] if frames.shape[1] == 1 else None
-        if images is not None and request.output_type == "pil":
-            images = [Image.fromarray(image) for image in images]
-        return cls(whole, frames, images, fps)
+    def joined(cls, parts: Sequence[Output]) -> Output:
+        """The samples of all parts in one."""
+        latents = frames = np.concatenate([part.latents for part in parts])
+        if parts[0].output_type != "latent":
+            frames = np.concatenate([part.frames for part in parts])
+        return dataclasses.replace(parts[0], latents=latents, frames=frames)
+
+    @functools.cached_property
+    def images(self) -> list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None:
+        """Where F is 1, the frames as PIL images, or as an array with `output_type="np"`."""
+        if self.output_type == "latent" or self.frames.shape[1] > 1:
+            return None
+        pictures = self.frames[:, 0]
+        return pictures if self.output_type == "np" else list(map(Image.fromarray, pictures))
 
 
 @jax.jit

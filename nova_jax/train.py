@@ -18,6 +18,7 @@ from nova_jax import cli
 from nova_jax.data.preview import write_preview
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
+from nova_jax.files import output_folder
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import build_parts, train
 
@@ -50,8 +51,10 @@ def main() -> None:
     logging.set_verbosity(logging.FATAL)  # Orbax explains itself at length, and raises its errors
     config, workdir = TrainConfig.from_dict(CONFIG.value.to_dict()), epath.Path(WORKDIR.value)
     if PREVIEW.value:
-        preview(config, Path(workdir))
+        preview(config, output_folder(WORKDIR.value))
         return
+    if "://" not in WORKDIR.value:  # a bucket says with the first file whether it takes any
+        output_folder(WORKDIR.value)
 
     multihost.join(
         COORDINATOR.value,

@@ -181,8 +181,8 @@ def free_port() -> int:
 def die_at(place: str) -> None:
     """Has this process kill itself at a place, which is one of these, with n from 1:
 
-    - "n REGEX": before the n-th change to a file or directory that is described by words that match,
-      such as "os.rename a b" or "open a"; see https://docs.python.org/3/library/audit_events.html
+    - "n REGEX": before the n-th change of files that is described by words which match, such as
+      "os.rename a b" or "open a"; see https://docs.python.org/3/library/audit_events.html
     - "n call MODULE:NAME": before the n-th call of a function or method
     - "n call MODULE:NAME torn": after it, and half of the last line of metrics.jsonl is lost
     """

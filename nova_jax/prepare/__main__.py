@@ -9,7 +9,7 @@ The same command goes on with a run that was stopped. Several processes share th
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from nova_jax.data.fingerprints import probe_codec, same_probe
 from nova_jax.data.records import read_metadata
 from nova_jax.distributed.multihost import launched_as, stop_requests
 from nova_jax.errors import NovaError
+from nova_jax.files import output_folder
 from nova_jax.prepare.clips import read_clips
 from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
@@ -64,12 +65,14 @@ def main() -> None:
             raise NovaError(f"--{flag.name} is missing; see --help")
     if not (CHECKPOINT.value or RAW.value):
         raise NovaError("--checkpoint is missing; give a released model, or --raw to keep pixels")
+    out = output_folder(OUT.value)
+    check_apart(INPUT.value, out)
     values = {} if CONFIG.value is None else CONFIG.value.to_dict()
     config = from_dict(PrepareConfig, values, "config")
     shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
     logging.set_verbosity(logging.ERROR)
     items, skips, read = open_input(INPUT.value, config)
-    with claim_share(Path(OUT.value), shard):
+    with claim_share(out, shard):
         encoders = (
             None
             if RAW.value
@@ -79,7 +82,7 @@ def main() -> None:
             report = prepare(
                 items,
                 skips,
-                Path(OUT.value),
+                out,
                 config,
                 encoders,
                 read=read,
@@ -87,9 +90,9 @@ def main() -> None:
                 strict=STRICT.value,
                 stopping=stopping,
             )
-    print(*report.lines(Path(OUT.value)), sep="\n")
+    print(*report.lines(out), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
-        raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
+        raise NovaError(f"nothing could be used; {out / REPORT} lists the reasons")
 
 
 def need_packages() -> None:
@@ -99,13 +102,18 @@ def need_packages() -> None:
       NovaError: the extra "prepare" of the package is missing, or a part of it.
     """
     for package in ("av", "pyarrow", "scenedetect"):
-        if importlib.util.find_spec(package) is None:
-            raise NovaError(f"preparing data needs {package}: pip install 'nova_jax[prepare]'")
+        try:
+            importlib.import_module(package)  # here: PyAV fails if two threads import it at once
+        except ImportError as error:
+            raise NovaError(
+                f"preparing data needs {package}: pip install 'nova_jax[prepare]'"
+            ) from error
 
 
 def inspect(directory: Path, checkpoint: str | None) -> None:
     """Writes the page about a finished directory, with clips if the autoencoder is at hand."""
     encoding = read_metadata(directory).encoding
+    output_folder(directory)
     codec = None
     if encoding is not None:
         try:
@@ -121,6 +129,23 @@ def inspect(directory: Path, checkpoint: str | None) -> None:
                 "prepared with; give --checkpoint with that one"
             )
     print(write_page(directory, codec))
+
+
+def check_apart(name: str, out: Path) -> None:
+    """Keeps records from among the files they are made of: some would be inputs of the next run.
+
+    Raises:
+      NovaError: the output is the directory of the input, in it, or around it. Only where that is a
+        manifest's, the output may be in it.
+    """
+    if name.startswith(TFDS):
+        return
+    given, out = Path(name.removeprefix(CODEWITHGPU)).resolve(), out.resolve()
+    folder = given if given.is_dir() else given.parent
+    if out == folder or out in folder.parents or given in out.parents:
+        raise NovaError(
+            f"--out={out} and the files of --input={name} overlap; choose another --out"
+        )
 
 
 def open_input(name: str, config: PrepareConfig) -> tuple[list[Item], list[Skip], Read]:

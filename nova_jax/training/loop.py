@@ -36,6 +36,7 @@ from nova_jax.distributed.mesh import (
     shard_batch,
 )
 from nova_jax.errors import NovaError
+from nova_jax.files import write_whole
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.frames import generate
@@ -329,9 +330,10 @@ def save_samples(
     path.parent.mkdir(exist_ok=True)
     large = enlarge(videos, 96)
     sheet = contact_sheet(list(large), config.samples.prompts)
-    path.with_suffix(".png").write_bytes(encode_png(sheet))
+    write_whole(path.with_suffix(".png"), encode_png(sheet))
     if videos.shape[1] > 1:
-        path.with_suffix(".gif").write_bytes(encode_gif(np.concatenate(list(large), axis=2), fps))
+        film = encode_gif(np.concatenate(list(large), axis=2), fps)
+        write_whole(path.with_suffix(".gif"), film)
 
 
 def save_finished(

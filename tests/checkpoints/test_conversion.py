@@ -141,7 +141,7 @@ def test_parts_that_the_release_does_not_know_are_refused(untrained, tmp_path):
 def test_nothing_is_overwritten(native, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for convert in (released_to_native, native_to_released):
-        with pytest.raises(NovaError, match="exists; choose a new directory"):
+        with pytest.raises(NovaError, match="exists already; choose another name"):
             convert(str(native), tmp_path)
     assert (tmp_path / "mine").read_text() == "precious"
 
