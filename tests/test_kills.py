@@ -20,24 +20,31 @@ from videos import moving_square, write_video
 
 SLOW = pytest.mark.slow
 
-#: Places to die at, see `processes.die_at`; the first of each command is tried in every run.
+#: The place to die at, see `processes.die_at`, that is tried in every run of the tests.
+ONE = {
+    "train": "1 os.rename .*orbax-checkpoint-tmp",  # a checkpoint is written and has no name yet
+    "prepare.__main__": "3 call nova_jax.prepare.parts:Part.close",
+    "generate": "2 os.link",  # a video is written and has no name yet
+    "evaluate": "2 os.link",
+}
+_STEP, _PARTIAL = "call nova_jax.training.throughput:Throughput.step", r".*/out/[.]\w+[.]partial"
+#: Twenty for each, in the order in which a command reaches them that goes on where it was killed.
 WORST = {
-    # In the order in which they are reached by a run of 8 steps with a checkpoint after each two.
     "train": (
-        "1 os.rename .*orbax-checkpoint-tmp",  # a checkpoint is written and has no name yet
         "1 open .*/lock$",
         "1 open .*config.json",
         "1 os.rename .*config.json",
         "1 open .*metrics.jsonl",
         "1 os.rename .*metrics.jsonl",
-        "1 call nova_jax.training.throughput:Throughput.step",  # in the first step
-        "2 call nova_jax.training.throughput:Throughput.step",
+        f"1 {_STEP}",  # in the first step
+        f"2 {_STEP}",
         "1 call nova_jax.training.metrics:MetricWriter.flush torn",
         "1 os.mkdir .*orbax-checkpoint-tmp",
         "4 os.mkdir .*orbax-checkpoint-tmp",
         "1 open .*checkpoint.*checksums.json",
         "1 os.rename .*checkpoint.*checksums.json",
-        "1 os.mkdir .*samples",
+        "1 os.rename .*orbax-checkpoint-tmp",
+        "1 os.mkdir .*/samples$",
         "1 call nova_jax.training.metrics:MetricWriter.close",  # all is done but the model
         "1 os.mkdir .*/model$",
         "1 open .*model/checksums.json",
@@ -46,16 +53,16 @@ WORST = {
         "1 os.remove .*/lock$",
     ),
     "prepare.__main__": (
-        "3 call nova_jax.prepare.parts:Part.close",
         "1 open .*/lock-0-of-1$",
+        "1 os.mkdir .*/parts$",
         "1 open .*settings.json",
         "1 os.rename .*settings.json",
         "1 call nova_jax.prepare.parts:Part.write",
         "2 call nova_jax.prepare.parts:Part.write",
         "1 call nova_jax.data.records:ShardWriter.close",
-        "2 call nova_jax.data.records:ShardWriter.close",
         "1 open .*parts/(?!settings).*json",
         "1 os.rename .*parts/(?!settings).*json",
+        "2 call nova_jax.data.records:ShardWriter.close",
         "2 open .*parts/(?!settings).*json",
         "2 os.rename .*parts/(?!settings).*json",
         "1 call nova_jax.prepare.parts:Parts.finish",
@@ -68,28 +75,30 @@ WORST = {
         "1 os.remove .*/lock-0-of-1$",
     ),
     "generate": (
-        "2 os.link",
         "1 call nova_jax.pipeline:NovaPipeline.from_pretrained",
-        "1 call nova_jax.sampling.frames:generate",
+        "1 call nova_jax.pipeline:generate",
+        "2 call nova_jax.pipeline:generate",
         r"1 os.mkdir [^.]*/out$",
         *(f"{n} call nova_jax.media:encode_mp4" for n in (1, 2, 3, 4)),
-        *(rf"{n} open .*/out/[.]\w+[.]partial" for n in (1, 2, 3, 4)),
+        *(f"{n} open {_PARTIAL}" for n in (1, 2, 3, 4)),
         *(f"{n} os.link" for n in (1, 2, 3, 4)),
-        *(rf"{n} os.remove .*/out/[.]\w+[.]partial" for n in (1, 2, 3, 4)),
+        *(f"{n} os.remove {_PARTIAL}" for n in (1, 2, 3, 4)),
     ),
     "evaluate": (
-        "2 os.link",
         "1 call nova_jax.pipeline:NovaPipeline.from_pretrained",
         "1 call nova_jax.digits.judges:Judges.accuracy_on_real_digits",
+        "1 call nova_jax.evaluate:make_questions",
+        "1 call nova_jax.pipeline:generate",
+        "2 call nova_jax.pipeline:generate",
         *(f"{n} call nova_jax.digits.judges:Judges.__call__" for n in (1, 2, 3, 4)),
+        "1 call nova_jax.evaluate:tally",
+        "1 call nova_jax.evaluate:format_table",
+        "4 call nova_jax.evaluate:_caption",
         "1 call nova_jax.media:contact_sheet",
         r"1 os.mkdir [^.]*/out$",
-        r"1 open .*/out/[.]\w+[.]partial",
-        "1 os.link",
-        r"2 open .*/out/[.]\w+[.]partial",
-        "2 os.link",
-        r"1 os.remove .*/out/[.]\w+[.]partial",
-        r"2 os.remove .*/out/[.]\w+[.]partial",
+        *(f"{n} open {_PARTIAL}" for n in (1, 2)),
+        *(f"{n} os.link" for n in (1, 2)),
+        *(f"{n} os.remove {_PARTIAL}" for n in (1, 2)),
     ),
 }
 
@@ -103,7 +112,6 @@ class Command:
     output: str
     compare: Callable[[Path, Path, bool], None]
     folder: Path
-    seconds: float = 0.0
 
     def run(self, out: Path, kill: str | None = None, after: float | None = None) -> int | None:
         """Starts it, and kills it at a place or after seconds; returns the exit code."""
@@ -220,7 +228,7 @@ def tree(folder):
 @pytest.mark.parametrize("many", [False, pytest.param(True, marks=SLOW)])
 def test_killed_at_the_worst_moments(command, tmp_path, many):
     out, whole = tmp_path / "out", command.folder / "whole" / "out"
-    places = WORST[command.name] if many else WORST[command.name][:1]
+    places = WORST[command.name] if many else (ONE[command.name],)
     for place in places:
         assert command.run(out, kill=place) == -9, f"not at {place}\n{command.log()}"
         command.compare(out, whole, False)
