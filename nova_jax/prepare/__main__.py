@@ -9,7 +9,7 @@ The same command goes on with a run that was stopped. Several processes share th
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.parts import REPORT, claim_share
 from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
 
 INPUT = flags.DEFINE_string(
@@ -72,23 +72,24 @@ def main() -> None:
     shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
     logging.set_verbosity(logging.ERROR)
     items, skips, read = open_input(INPUT.value, config)
-    encoders = (
-        None
-        if RAW.value
-        else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
-    )
-    with stop_requests() as stopping:
-        report = prepare(
-            items,
-            skips,
-            out,
-            config,
-            encoders,
-            read=read,
-            shard=shard,
-            strict=STRICT.value,
-            stopping=stopping,
+    with claim_share(out, shard):
+        encoders = (
+            None
+            if RAW.value
+            else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
         )
+        with stop_requests() as stopping:
+            report = prepare(
+                items,
+                skips,
+                out,
+                config,
+                encoders,
+                read=read,
+                shard=shard,
+                strict=STRICT.value,
+                stopping=stopping,
+            )
     print(*report.lines(out), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
         raise NovaError(f"nothing could be used; {out / REPORT} lists the reasons")
@@ -101,8 +102,12 @@ def need_packages() -> None:
       NovaError: the extra "prepare" of the package is missing, or a part of it.
     """
     for package in ("av", "pyarrow", "scenedetect"):
-        if importlib.util.find_spec(package) is None:
-            raise NovaError(f"preparing data needs {package}: pip install 'nova_jax[prepare]'")
+        try:
+            importlib.import_module(package)  # here: PyAV fails if two threads import it at once
+        except ImportError as error:
+            raise NovaError(
+                f"preparing data needs {package}: pip install 'nova_jax[prepare]'"
+            ) from error
 
 
 def inspect(directory: Path, checkpoint: str | None) -> None:

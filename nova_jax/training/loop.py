@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache, partial
 
 import grain
@@ -26,6 +26,7 @@ from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoint
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
+from nova_jax.distributed.lock import hold
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -46,7 +47,7 @@ from nova_jax.training.config import TrainConfig
 from nova_jax.training.datasets import build_dataset
 from nova_jax.training.guard import NumericsGuard
 from nova_jax.training.metrics import MetricWriter, StepLog
-from nova_jax.training.programs import make_programs
+from nova_jax.training.programs import Programs, make_programs
 from nova_jax.training.start import load_initial
 from nova_jax.training.state import Blueprint, TrainState
 from nova_jax.training.throughput import Throughput, Trace
@@ -96,7 +97,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     see `nova_jax.checkpoints.adapters`). A run that SIGINT or SIGTERM stops saves its state first.
 
     Raises:
-        NovaError: if the config makes no sense, or `workdir` holds another run or a damaged one.
+        NovaError: if the config makes no sense, or `workdir` holds another run or a damaged one,
+            or one that another process is at.
     """
     # 1. The parts, before anything is written: most mistakes show here.
     workdir = Path(workdir)
@@ -107,10 +109,23 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     programs = make_programs(config, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
     initial = cache(partial(initial_variables, config, parts, mesh))
-    if not has_checkpoint(workdir):
-        initial()
-    multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
+    with ExitStack() as held:
+        multihost.on_first(lambda: held.enter_context(hold(workdir / "lock")))
+        if not has_checkpoint(workdir):
+            initial()
+        multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
+        return _train(config, workdir, parts, mesh, programs, initial)
 
+
+def _train(
+    config: TrainConfig,
+    workdir: Path,
+    parts: Parts,
+    mesh: MeshLayout,
+    programs: Programs,
+    initial: Callable[[], dict[str, jax.Array]],
+) -> Result:
+    """The acts of `train` in a work directory that is this run's alone."""
     # 2. The data: an endless stream whose position is part of a checkpoint, and held-out clips.
     shard = process_share(mesh)
     data = parts.dataset.batches(config.data, *shard)
