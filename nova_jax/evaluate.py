@@ -14,7 +14,6 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from nova_jax import cli, media
 from nova_jax.checkpoints.open import open_checkpoint
@@ -26,8 +25,8 @@ from nova_jax.errors import NovaError
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."
+CONFIG = cli.define_config(
+    "Recipe whose dataset and sampling options count; else the checkpoint's own."
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
