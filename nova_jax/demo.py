@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from nova_jax import cli, media
 from nova_jax.files import output_folder
@@ -18,11 +17,7 @@ from nova_jax.pipeline import NovaPipeline
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parent.parent / "configs" / "digits_t2v.py") + ":demo",
-    "Recipe to follow; --config.key=value changes it.",
-)
+CONFIG = cli.define_config("Recipe, digits_t2v:demo by default; --config.key=value changes it.")
 OUT = flags.DEFINE_string("out", "demo_output", "Where everything goes.")
 
 PROMPTS = (
@@ -65,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config="digits_t2v:demo")

@@ -14,7 +14,6 @@ import json
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from nova_jax import cli, media
 from nova_jax.checkpoints.open import open_checkpoint
@@ -27,8 +26,8 @@ from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."
+CONFIG = cli.define_config(
+    "Recipe whose dataset and sampling options count; else the checkpoint's own."
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",

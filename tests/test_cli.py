@@ -18,22 +18,19 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'digits_t2v.py'}"
 
-# Runs commands as `python -m` does, on many command lines, each in a fork of its own.
+# Runs commands as `python -m` does, each in a fork of its own; what they import is there already.
 FORKS = """
 import json, os, runpy, sys, traceback
-from nova_jax import cli, export
-from nova_jax.digits import judges
-from nova_jax.parity import replay
-from nova_jax.plan import compile
-from nova_jax.prepare import foreign, preparation
-from nova_jax.training import loop
-for name, arguments, log in json.loads(sys.argv[1]):
+import nova_jax.checkpoints.conversion, nova_jax.data.preview, nova_jax.digits.judges
+import nova_jax.export, nova_jax.parity.replay, nova_jax.plan.report, nova_jax.prepare.inspection
+import nova_jax.prepare.preparation, nova_jax.training.loop
+for command, arguments, log in json.loads(sys.argv[1]):
     if not os.fork():
         output = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1), os.dup2(output, 2)
-        sys.argv = [name, *arguments]
+        sys.argv = [command, *arguments]
         try:
-            runpy.run_module(name, run_name="__main__")
+            runpy.run_module("nova_jax." + command, run_name="__main__", alter_sys=True)
         except SystemExit as stop:
             status = stop.code
         except BaseException:
@@ -41,7 +38,7 @@ for name, arguments, log in json.loads(sys.argv[1]):
             status = 1
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 # name: (command, arguments, what the line must say). {names} are files of the fixture below.
@@ -51,6 +48,35 @@ CASES = {
     "unknown section of the config": (
         "train", "--config={sparse_config} --workdir={new} --config.logging.every=1",
         "--config.logging.every=1: no such key"),
+    "misspelled config key": ("train", "--config=digits_t2v --config.model.pach_size=3",
+                              "no such key; did you mean config.model.patch_size?"),
+    "unknown key of a section": ("demo", "--config.model.nope=3 --out={new}",
+                                 "no such key; config.model has diffusion_head, frames, "),
+    "key of an unknown section": ("plan", "{config} --config.nope.x=1 --topology=cpu:1",
+                                  "--config.nope.x=1: no such key; config has checkpoint, codec"),
+    "key of a value": ("demo", "--config.model.frames.x=3", "frames is a value without keys"),
+    "key past the end of a list": (
+        "plan", "--config={sparse_config} --config.dataset.sources[4].path=x",
+        "config.dataset.sources has 0"),
+    "key that the recipe leaves open": (
+        "plan", "--config={sparse_config} --config.samples.every=9", "has None there; change"),
+    "text for a whole number": ("demo", "--config.steps=abc", "steps=abc: it must be a whole number"),
+    "text for a number": ("train", "{config} --config.optimizer.learning_rate=fast",
+                          "learning_rate=fast: it must be a number"),
+    "text for a switch": ("train", "{config} --config.model.rotary=maybe", "must be true or false"),
+    "a number for a section": ("plan", "{config} --config.model=3", "must be changed key by key"),
+    "negative steps": ("train", "{config} --workdir={new} --config.steps=-5",
+                       "config.steps is -5; it must be at least 1"),
+    "a key before its recipe": ("train", "--config.steps=3", "'config.steps'; give --config first"),
+    "two recipes": ("train", "{config} {config}", "--config is given 2 times"),
+    "unknown recipe": ("train", "--config=digit_t2v --workdir={new}",
+                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2v, own_videos, "),
+    "unknown variant": ("plan", "--config=t2i:nope", "recipe t2i:nope cannot be read"),
+    "recipe of another kind": ("train", "--config={blank}", "KeyError: 'get_config'"),
+    "flag without a value": ("train", "--config --workdir={new}", "--config has no value; write"),
+    "flag that is empty": ("generate", "--prompt=x --image=", "--image is empty; give it a value"),
+    "workdir that is a model": ("train", "{config} --workdir={model}",
+                                "is a model directory, not a run's"),
     "config value of a wrong type": ("train", "{config} --workdir={new} --config.steps=many",
                                      "--config.steps=many"),
     "config value of a wrong kind": ("train", "{config} --workdir={new} --config.dataset.size=7",
@@ -63,7 +89,8 @@ CASES = {
     "broken config": ("train", "--config={broken_config} --workdir={new}", "cannot be read"),
     "no config": ("train", "--workdir={new}", "--config is missing"),
     "workdir that is a file": ("train", "{config} --workdir={broken_image}", "broken.png"),
-    "unknown flag": ("generate", "--promt=x", "Unknown command line flag 'promt'"),
+    "unknown flag": ("generate", "--promt=x",
+                     "Unknown command line flag 'promt'; did you mean --prompt?"),
     "flag of a wrong type": ("generate", "--frames=many", "--frames=many"),
     "stray argument": ("generate", "a red seven", "unexpected argument 'a'"),
     "no prompt": ("generate", "--checkpoint={model} --out={new}", "nothing to generate"),
@@ -146,6 +173,20 @@ CASES = {
     "conversion to no disk": ("convert", "nowhere /proc/new", "/proc/new cannot be written to"),
     "table over a file": ("parity", "nowhere --json={blank}", "blank.txt exists already"),
     "table below a file": ("parity", "nowhere --json={blank}/new", "cannot be written to"),
+    "part of a released model": ("evaluate", "--checkpoint={released}/vae",
+                                 "of a part of a released model; give the directory that vae/ is in"),
+    "incomplete released model": ("generate", "--checkpoint={incomplete} --prompt=x --out={new}",
+                                  "vae/config.json is missing; is this a model in the released "
+                                  "layout? It has model_index.json, transformer/, scheduler/, vae/"),
+    "directory above a model": ("generate", "--checkpoint={above} --prompt=x --out={new}",
+                                "did you mean "),
+    "nothing to convert": ("convert", "",
+                           "0 arguments given; usage: python -m nova_jax.convert IN OUT ["),
+    "no place to convert to": ("convert", "{model}", "1 arguments given; usage: python -m"),
+    "too much to convert": ("convert", "a b c", "3 arguments given; usage: python -m"),
+    "nothing to compare": ("parity", "", "usage: python -m nova_jax.parity DIR ... [--flag=value]"),
+    "inspection of a file": ("prepare", "--inspect={blank}", "blank.txt has no metadata.json"),
+    "generation of nothing": ("plan", "{config} --topology=cpu:1 --generate=0", "--generate=0"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
 }  # fmt: skip
 
@@ -178,6 +219,8 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "truncated": str(folder / "truncated"),
         "folder": str(folder),
         "videos": str(folder / "videos"),
+        "above": str(ROOT / "nova_jax" / "assets"),
+        "incomplete": str(ROOT / "tests" / "golden" / "t2i_ddpm"),
         "released": str(ROOT / "tests" / "golden" / "pipeline_t2v"),
     }
 
@@ -191,19 +234,19 @@ def results(files, tmp_path_factory) -> dict[str, tuple[int, str]]:
     """Exit status and output of every case; nothing that was there may have changed."""
     logs, folder = tmp_path_factory.mktemp("logs"), Path(files["blank"]).parent
     before = contents(folder)
-    results = {}
     plan = [
-        (f"nova_jax.{command}", [part.format(**files) for part in line.split()], str(logs / name))
-        for name, (command, line, _) in CASES.items()
+        (command, [part.format(**files) for part in arguments.split()], str(logs / name))
+        for name, (command, arguments, _) in CASES.items()
     ]
     run = subprocess.run(
         [sys.executable, "-c", FORKS, json.dumps(plan)],
         capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     codes = [int(code) for code in run.stdout.split()]
-    assert len(codes) == len(CASES), run.stderr
-    for name, code in zip(CASES, codes, strict=True):
-        results[name] = (code, (logs / name).read_text())
+    assert len(codes) == len(plan), run.stderr
+    results = {
+        name: (code, (logs / name).read_text()) for name, code in zip(CASES, codes, strict=True)
+    }
     assert contents(folder) == before
     assert not Path(files["new"]).exists()
     return results
@@ -215,6 +258,14 @@ def test_it_is_one_line_and_exit_code_2(results, name):
     assert output.startswith("error: ") and output.count("\n") == 1, output
     assert CASES[name][2] in output
     assert code == 2
+
+
+def test_help_lists_the_flags_of_a_command_and_is_no_failure():
+    run = subprocess.run(
+        [sys.executable, "-m", "nova_jax.demo", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert "--config: Recipe, digits_t2v:demo by default" in run.stdout and "--out: " in run.stdout
 
 
 def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):

@@ -62,4 +62,4 @@ def main(directories: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments="DIR")
+    cli.run(main, arguments="DIR ...")

@@ -12,7 +12,6 @@ import importlib.metadata
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from nova_jax import cli
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
@@ -23,19 +22,19 @@ from nova_jax.plan.report import mesh_text, report, size_text, time_text
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, such as configs/digits_t2v.py; --config.key=value changes it."
-)
+CONFIG = cli.define_config("Recipe, such as digits_t2v; --config.key=value changes it.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:16x16, h100:8, h100:4x8, cpu:8, …")
 MESH = flags.DEFINE_string("mesh", None, "Mesh, such as data:2,fsdp:8; without it, the best few.")
 TRIES = flags.DEFINE_integer("tries", 3, "Without --mesh: meshes to compile.", lower_bound=0)
-GENERATE = flags.DEFINE_integer("generate", None, "Plan generation of so many samples.")
+GENERATE = flags.DEFINE_integer(
+    "generate", None, "Plan generation of so many samples.", lower_bound=1
+)
 
 
 def main() -> None:
     """Runs the command."""
     if CONFIG.value is None:
-        raise NovaError("--config is missing; give a recipe, such as configs/digits_t2v.py")
+        raise NovaError("--config is missing; give a recipe, such as digits_t2v")
     if not TOPOLOGY.value:
         raise NovaError("--topology is missing; give a machine, such as v5e:16x16 or h100:8")
     jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for

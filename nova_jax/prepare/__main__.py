@@ -14,7 +14,6 @@ import os
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from nova_jax import cli
 from nova_jax.checkpoints.open import open_checkpoint
@@ -45,9 +44,7 @@ CHECKPOINT = flags.DEFINE_string(
     "the Hugging Face hub, model directory, or --workdir of a training run.",
 )
 OUT = flags.DEFINE_string("out", None, "Where the records go; a stopped run goes on there.")
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, such as configs/prepare_t2v.py; --config.key=value changes it."
-)
+CONFIG = cli.define_config("Recipe, such as prepare_t2v; --config.key=value changes it.")
 RAW = flags.DEFINE_bool("raw", False, "Keep pixels and captions; needs no --checkpoint.")
 SHARD = flags.DEFINE_string("shard", None, "i/n: do every n-th row, from i; 0/1 does all.")
 INSPECT = flags.DEFINE_string("inspect", None, "Finished directory to write a page about.")
