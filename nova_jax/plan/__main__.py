@@ -15,11 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from nova_jax import cli
+from nova_jax.distributed.memory import size_text
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.plan.compile import plan_generation, plan_training
 from nova_jax.plan.estimate import batch_of, estimates
-from nova_jax.plan.report import mesh_text, report, size_text, time_text
+from nova_jax.plan.report import mesh_text, report, time_text
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
