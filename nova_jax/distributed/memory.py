@@ -54,7 +54,9 @@ def device_bytes(tree: Any) -> int:
     )
 
 
-def check_fits(what: str, parts: Sequence[Part], available: float, place: str) -> None:
+def check_fits(
+    what: str, parts: Sequence[Part], available: float, place: str, remark: str = ""
+) -> None:
     """Raises if all parts together take more than is available.
 
     Args:
@@ -62,6 +64,7 @@ def check_fits(what: str, parts: Sequence[Part], available: float, place: str) -
         parts: of what it needs.
         available: bytes.
         place: what has as much.
+        remark: what else helps.
 
     Raises:
         NovaError: with both numbers, and what makes the largest part smaller.
@@ -72,7 +75,7 @@ def check_fits(what: str, parts: Sequence[Part], available: float, place: str) -
         raise NovaError(
             f"{what} takes about {size_text(needed)} of memory, {size_text(largest.bytes)} of that "
             f"for {largest.name}; {place} has {size_text(available)}; lower "
-            f"{' or '.join(largest.lower)}"
+            f"{' or '.join(largest.lower)}{f', or {remark}' if remark else ''}"
         )
 
 

@@ -48,14 +48,16 @@ def generation_bytes(
     largest_set = int(set_sizes(config.num_tokens, sampling.num_inference_steps).max())
     rows, width = samples * sampling.guidance.passes, config.width
     head, heads = config.diffusion_head_size, config.spatial_decoder_size.heads
-    # CPUs compute in float32: of smaller types they hold a copy, also of the parameters.
+    # CPUs compute in float32: of smaller types they hold a copy, also of a stage's parameters.
     narrow = platform() == "cpu" and itemsize < 4
     wide = 4 if narrow else itemsize
+    depth, other = config.temporal_encoder_size.depth, config.spatial_decoder_size.depth
+    copied = 2 * narrow * parameters / (depth + other)
 
     # Keys and values of all frames; while a frame is added, a new cache beside the old one.
     tokens = config.condition_tokens + frames * config.indicator_tokens
     layer = 2 * rows * tokens * width * itemsize
-    cache = config.temporal_encoder_size.depth * layer
+    cache = depth * layer
     latents = 4 * samples * frames * config.num_tokens * config.token_dim
     kept = cache + 2 * latents
 
@@ -64,9 +66,9 @@ def generation_bytes(
         return _BLOCK * rows * size + score_bytes(rows, heads, queries, keys, itemsize)
 
     new = config.condition_tokens + config.indicator_tokens
-    temporal = (3 if narrow else 1) * cache + 2 * layer + blocks(new, tokens)
+    temporal = (3 if narrow else 1) * cache + 2 * layer + blocks(new, tokens) + depth * copied
     everything = config.indicator_tokens + config.num_tokens
-    spatial = blocks(everything, everything)
+    spatial = blocks(everything, everything) + other * copied
 
     # Modulations of the head's blocks: of all steps at once, unless they are too large.
     a_step = rows * largest_set * (3 * head.depth + 2) * head.width * itemsize
@@ -74,4 +76,4 @@ def generation_bytes(
     # Noise of the steps that add some: drawn, padded, and the set's part of it.
     noise = 3 * len(steps.time) * min(1, steps.noise_draws) + 3
     drawn = 4 * samples * config.num_tokens * config.token_dim * noise
-    return kept + max(temporal, spatial + modulations + drawn) + 2 * narrow * parameters
+    return kept + max(temporal, spatial + modulations + drawn)

@@ -26,6 +26,7 @@ from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoint
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
+from nova_jax.distributed.memory import Part, check_fits, device_bytes, device_memory
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -104,6 +105,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
     check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     programs = make_programs(config, mesh)
+    check_memory(programs.state, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
     initial = cache(partial(initial_variables, config, parts, mesh))
     if not has_checkpoint(workdir):
@@ -219,6 +221,25 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
         )
     schedule = schedule_from_dict(config.schedule)
     return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
+
+
+def check_memory(state: TrainState, mesh: MeshLayout) -> None:
+    """Raises if the state of a run alone is larger than memory; it may be abstract."""
+    local = mesh.mesh.local_devices
+    shared = local[0].platform == "cpu"
+    place = "this machine" if shared else f"a {local[0].device_kind}"
+    remedy = ["config.model's widths and depths"]
+    parts = [
+        Part(name, device_bytes(tree) * (len(local) if shared else 1), remedy)
+        for name, tree in (
+            ("parameters", (state.params, state.frozen)),
+            ("the optimizer", state.optimizer),
+            ("the average", state.ema),
+        )
+    ]
+    what = "the state of training, without activations,"
+    remark = "raise config.mesh.fsdp; python -m nova_jax.plan says what fits where"
+    check_fits(what, parts, device_memory(local[0]), place, remark)
 
 
 def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:
