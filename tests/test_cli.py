@@ -114,6 +114,24 @@ CASES = {
     "nothing to inspect": ("prepare", "--inspect=nowhere", "nowhere has no metadata.json"),
     "no machine to plan for": ("plan", "{config}", "--topology is missing"),
     "unknown machine": ("plan", "{config} --topology=abacus:8", "abacus"),
+    "more devices than can be planned for": (
+        "plan", "{config} --topology=cpu:100000",
+        "has 100,000 devices; plans are made for 1,024 at most"),
+    "more samples than a plan counts": (
+        "plan", "{config} --topology=cpu:8 --config.data.batch_size=1000000000",
+        "data.batch_size is 1,000,000,000; plans are made for 1,048,576 at most"),
+    "longer than memory": (
+        "generate", "--checkpoint={model} --prompt=x --frames=1000000000 --out={new}",
+        "; lower max_latent_length (num_frames)"),
+    "larger than memory": (
+        "generate", "--checkpoint={model} --prompt=x --size=99968x99968 --out={new}", "or size"),
+    "a model larger than memory": (
+        "train", "{config} --workdir={new} --config.model.temporal_encoder=vit_d96w65536 "
+        "--config.model.spatial_decoder=vit_d96w65536",
+        "lower config.model's widths and depths, or raise config.mesh.fsdp; python -m nova_jax.plan"),
+    "a batch larger than memory": (
+        "train", "{config} --workdir={new} --config.data.batch_size=4000000000",
+        "lower config.data.batch_size"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
 }  # fmt: skip
 
