@@ -7,8 +7,6 @@ Run again, it goes on where it stopped, and when the model is trained it generat
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags, logging
 
 from nova_jax import cli, media

@@ -30,6 +30,7 @@ from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
+from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -42,12 +43,14 @@ from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.request import (
     Batch,
+    Batches,
     FirstFrames,
     Output,
     OutputType,
     Prompt,
     Request,
     check_latents,
+    check_memory,
     check_negative,
     check_prompts,
     check_seeds,
@@ -70,9 +73,12 @@ def _in_one(stream: Callable[Arguments, Iterator[Output]]) -> Callable[Arguments
 
     def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Output:
         """Generates all that `stream` gives, and takes what it takes."""
+        options["keep"] = True
         return Output.joined(list(stream(*arguments, **options)))
 
-    signature = inspect.signature(stream).replace(return_annotation="Output")
+    given = inspect.signature(stream)
+    kept = [each for name, each in given.parameters.items() if name != "keep"]
+    signature = given.replace(parameters=kept, return_annotation="Output")
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
 
@@ -231,6 +237,7 @@ class NovaPipeline:
         disable_progress_bar: bool = False,
         order: Int[jax.Array, "b n"] | None = None,
         noise: NoiseSource | None = None,
+        keep: bool = False,
         **options: Any,
     ) -> Generator[Output, None, None]:
         """Generates videos, or pictures where there is one frame; gives each batch when it is made.
@@ -266,6 +273,7 @@ class NovaPipeline:
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
             order, noise: Reveal orders and noise of all samples, drawn elsewhere.
+            keep: Have memory for all samples counted before the start, not only for a batch's.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
@@ -303,19 +311,24 @@ class NovaPipeline:
             order=order,
             noise=noise,
         )
+        self._check_memory(request, returned=keep)
         return self._run(request, show_progress=not disable_progress_bar)
 
     __call__ = _in_one(stream)
 
     def _run(self, request: Request, *, show_progress: bool) -> Generator[Output, None, None]:
         """Encodes, generates and decodes, batch by batch."""
-        devices = 1 if request.recorded else len(self._devices)
-        ways = devices if self._mesh is None else self._mesh.ways("batch")
-        batches = request.batches(ways, all_take_part=self._mesh is not None)
-        mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
+        batches, devices = self._batches(request)
+        mesh, model = self._on_devices(devices, request.sampling.sampler)
         left, latents_only = request.count, request.output_type == "latent"
         total = len(batches) * request.frames
-        with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
+        desc, off = "starting (what is new is compiled first)", not show_progress
+        with tqdm(desc=desc, unit="frame", total=total, disable=off) as bar:
+
+            def on_frame(_: int) -> None:
+                bar.set_description("generating", refresh=False)
+                bar.update()
+
             for batch in batches:
                 made = generate(
                     model,
@@ -325,7 +338,7 @@ class NovaPipeline:
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,
-                    on_frame=lambda _: bar.update(),
+                    on_frame=on_frame,
                     parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
                 latents = frames = np.array(made)[:left]  # the last sample pads a batch
@@ -333,6 +346,31 @@ class NovaPipeline:
                     frames = np.array(to_uint8(self.codec.decode(made)))[:left]
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)
+
+    def _batches(self, request: Request) -> tuple[Batches, int]:
+        """A request in batches, and how many devices share the samples of one."""
+        devices = 1 if request.recorded else len(self._devices)
+        ways = devices if self._mesh is None else self._mesh.ways("batch")
+        batches = request.batches(ways, all_take_part=self._mesh is not None)
+        return batches, min(batches.size, ways)
+
+    def _check_memory(self, request: Request, *, returned: bool) -> None:
+        """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
+        batches, ways = self._batches(request)
+        networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
+        devices = self._devices[:ways] if self._mesh is None else self._mesh.devices.flat
+        check_memory(
+            request,
+            self.config,
+            self.schedule,
+            self.codec,
+            samples=-(-batches.size // ways),
+            itemsize=jnp.dtype(self.model.dtype).itemsize,
+            transformer=device_bytes(self._state),
+            frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
+            devices=[one for one in devices if one.process_index == jax.process_index()],
+            returned=returned,
+        )
 
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any

@@ -60,7 +60,7 @@ CASES = {
         "config.dataset.sources has 0"),
     "key that the recipe leaves open": (
         "plan", "--config={sparse_config} --config.samples.every=9", "has None there; change"),
-    "text for a whole number": ("demo", "--config.steps=abc", "steps=abc: it must be a whole number"),
+    "text for a whole number": ("demo", "--config.steps=abc", "it must be a whole number"),
     "text for a number": ("train", "{config} --config.optimizer.learning_rate=fast",
                           "learning_rate=fast: it must be a number"),
     "text for a switch": ("train", "{config} --config.model.rotary=maybe", "must be true or false"),
@@ -174,10 +174,10 @@ CASES = {
     "table over a file": ("parity", "nowhere --json={blank}", "blank.txt exists already"),
     "table below a file": ("parity", "nowhere --json={blank}/new", "cannot be written to"),
     "part of a released model": ("evaluate", "--checkpoint={released}/vae",
-                                 "of a part of a released model; give the directory that vae/ is in"),
+                                 "of a part of a released model; give the directory that vae/"),
     "incomplete released model": ("generate", "--checkpoint={incomplete} --prompt=x --out={new}",
                                   "vae/config.json is missing; is this a model in the released "
-                                  "layout? It has model_index.json, transformer/, scheduler/, vae/"),
+                                  "layout? It has model_index.json, transformer/, scheduler/"),
     "directory above a model": ("generate", "--checkpoint={above} --prompt=x --out={new}",
                                 "did you mean "),
     "nothing to convert": ("convert", "",
@@ -187,6 +187,24 @@ CASES = {
     "nothing to compare": ("parity", "", "usage: python -m nova_jax.parity DIR ... [--flag=value]"),
     "inspection of a file": ("prepare", "--inspect={blank}", "blank.txt has no metadata.json"),
     "generation of nothing": ("plan", "{config} --topology=cpu:1 --generate=0", "--generate=0"),
+    "more devices than can be planned for": (
+        "plan", "{config} --topology=cpu:100000",
+        "has 100,000 devices; plans are made for 1,024 at most"),
+    "more samples than a plan counts": (
+        "plan", "{config} --topology=cpu:8 --config.data.batch_size=1000000000",
+        "data.batch_size is 1,000,000,000; plans are made for 1,048,576 at most"),
+    "longer than memory": (
+        "generate", "--checkpoint={model} --prompt=x --frames=1000000000 --out={new}",
+        "; lower max_latent_length (num_frames)"),
+    "larger than memory": (
+        "generate", "--checkpoint={model} --prompt=x --size=99968x99968 --out={new}", "or size"),
+    "a model larger than memory": (
+        "train", "{config} --workdir={new} --config.model.temporal_encoder=vit_d96w65536 "
+        "--config.model.spatial_decoder=vit_d96w65536",
+        "lower config.model's widths and depths, or raise config.mesh.fsdp; python -m"),
+    "a batch larger than memory": (
+        "train", "{config} --workdir={new} --config.data.batch_size=4000000000",
+        "lower config.data.batch_size"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
 }  # fmt: skip
 

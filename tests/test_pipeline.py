@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 import weakref
 from pathlib import Path
 
@@ -167,7 +168,8 @@ def test_options_come_on_top_of_a_config(pipeline):
 
 def test_progress_counts_frames_of_all_batches_and_can_be_silenced(pipeline, capsys):
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2)
-    assert "6/6" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and shown.lstrip().startswith("starting (what is new is compiled first)")
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2, disable_progress_bar=True)
     assert not capsys.readouterr().err
 
@@ -213,6 +215,44 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
     with pytest.raises(NovaError, match=message):
         pipeline(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            {"num_images_per_prompt": 10**9},
+            "for the samples that are returned; .* lower num_images",
+        ),
+        (
+            {"num_images_per_prompt": 10**9, "batch_size": 10**9},
+            "for the drawing of a batch; .* lower batch_size or max_latent_length",
+        ),
+        ({"num_frames": 10**9}, "for the drawing of a batch; .* lower max_latent_length"),
+        ({"max_latent_length": 10**8}, r"TB of memory, .* this machine has [\d.]+ GB; lower max_"),
+        ({"num_diffusion_steps": 10**9}, "num_diffusion_steps is 1000000000"),
+    ],
+    ids=str,
+)
+def test_requests_that_no_memory_holds_are_refused_at_once(pipeline, arguments, reason):
+    began = time.monotonic()
+    with pytest.raises(NovaError, match=reason):
+        pipeline("one", **arguments)
+    assert time.monotonic() - began < 5
+
+
+def test_a_size_that_no_memory_holds_is_refused(pipeline):
+    with pytest.raises(NovaError, match="lower max_latent_length .* or size or dtype"):
+        pipeline.resized(99968, 99968)("one")
+
+
+def test_large_numbers_that_take_no_memory_are_taken(pipeline, videos):
+    assert_same(pipeline(PROMPTS, seed=7, batch_size=10**9).frames, videos)
+    steps = pipeline.config.num_tokens * 2
+    most = pipeline("one", num_frames=1, num_inference_steps=10**9).frames
+    np.testing.assert_array_equal(
+        most, pipeline("one", num_frames=1, num_inference_steps=steps).frames
+    )
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,15 @@ from nova_jax.checkpoints.adapters import save_adapters
 from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoint
+from nova_jax.data.batch import abstract_batch
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
 from nova_jax.distributed.lock import hold
+from nova_jax.distributed.memory import Part, check_fits, device_bytes, device_memory
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
+    batch_sharding,
     check_batch_size,
     make_mesh,
     process_share,
@@ -107,6 +110,7 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
     check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     programs = make_programs(config, mesh)
+    check_memory(config, programs.state, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
     initial = cache(partial(initial_variables, config, parts, mesh))
     with ExitStack() as held:
@@ -235,6 +239,33 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
         )
     schedule = schedule_from_dict(config.schedule)
     return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
+
+
+def check_memory(config: TrainConfig, state: TrainState, mesh: MeshLayout) -> None:
+    """Raises if the state of a run, which may be abstract, and a batch are larger than memory."""
+    local = mesh.mesh.local_devices
+    shared = local[0].platform == "cpu"
+    place = "this machine" if shared else f"a {local[0].device_kind}"
+    batch = abstract_batch(
+        config.model,
+        size=config.data.batch_size,
+        frames=config.clip_frames,
+        text_dtype=config.dataset.text_dtype,
+        sharding=batch_sharding(mesh),
+    )
+    model = "config.model's widths and depths"
+    parts = [
+        Part(name, device_bytes(tree) * (len(local) if shared else 1), [option])
+        for name, tree, option in (
+            ("parameters", (state.params, state.frozen), model),
+            ("the optimizer", state.optimizer, model),
+            ("the average", state.ema, model),
+            ("a batch", batch, "config.data.batch_size"),
+        )
+    ]
+    what = "training, without activations,"
+    remark = "raise config.mesh.fsdp; python -m nova_jax.plan says what fits where"
+    check_fits(what, parts, device_memory(local[0]), place, remark)
 
 
 def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:
