@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cache, partial
 
@@ -73,7 +73,8 @@ class Result:
         validation: the last validation's numbers.
         seconds: how long this process trained.
         parameters: size of the model.
-        skipped: steps of this process that were not finite.
+        skipped: steps of this process that were not finite, by what of them was not, see
+            `nova_jax.training.step.not_finite`; empty if there were none.
         speed: see `nova_jax.training.throughput.Throughput`.
     """
 
@@ -82,7 +83,7 @@ class Result:
     validation: dict[str, float]
     seconds: float
     parameters: int
-    skipped: int
+    skipped: Mapping[str, int]
     speed: dict[str, float]
 
 
@@ -95,7 +96,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     see `nova_jax.checkpoints.adapters`). A run that SIGINT or SIGTERM stops saves its state first.
 
     Raises:
-        NovaError: if the config makes no sense, or `workdir` holds another run or a damaged one.
+        NovaError: if the config makes no sense, `workdir` holds another run or a damaged one, or
+            numbers do not stay finite (see `nova_jax.training.guard`).
     """
     # 1. The parts, before anything is written: most mistakes show here.
     workdir = Path(workdir)
