@@ -129,7 +129,7 @@ def export(
             "weights": list(used),
         }
     contents["about.json"] = json.dumps(about, indent=1)
-    _write(files, contents, weights)
+    write(files, contents, weights)
     return files
 
 
@@ -145,8 +145,8 @@ def destination(file: str | os.PathLike[str]) -> tuple[Path, Path]:
     return new_output(path), new_output(path.with_suffix(".safetensors"))
 
 
-def _write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
-    """Both files, or none; the archive is there last, and then all is."""
+def write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
+    """Writes the archive's contents and the weights: both files, or none."""
     file, beside = files
     file.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(file) as archive, unfinished(beside) as arrays:

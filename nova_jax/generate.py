@@ -12,6 +12,7 @@ With --export nothing is generated; docs/export.md has what is written and how i
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,15 @@ def main() -> None:
         batch_size=BATCH_SIZE.value or 32,
         **options,
     )
-
-    for index, clip in enumerate(clip for videos in made for clip in videos.frames):
-        prompt, copy = prompts[index // COPIES.value], index % COPIES.value
-        name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
-        clip = media.enlarge(clip, UPSCALE.value)
-        file = media.save_clip(out / name, clip, FPS.value or pipeline.fps, gif=GIF.value)
-        with tqdm.external_write_mode():  # the bar makes room
-            print(file, flush=True)
+    clips = (clip for videos in made for clip in videos.frames)
+    with contextlib.closing(made):  # its bar ends before an error is told
+        for index, clip in enumerate(clips):
+            prompt, copy = prompts[index // COPIES.value], index % COPIES.value
+            name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+            clip = media.enlarge(clip, UPSCALE.value)
+            file = media.save_clip(out / name, clip, FPS.value or pipeline.fps, gif=GIF.value)
+            with tqdm.external_write_mode():  # the bar makes room
+                print(file, flush=True)
 
 
 def _load(source: str) -> NovaPipeline:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -232,7 +232,7 @@ class NovaPipeline:
         order: Int[jax.Array, "b n"] | None = None,
         noise: NoiseSource | None = None,
         **options: Any,
-    ) -> Iterator[Output]:
+    ) -> Generator[Output, None, None]:
         """Generates videos, or pictures where there is one frame; gives each batch when it is made.
 
         A sample depends on its prompt, its seed and its number among the samples of its prompt, and
@@ -307,7 +307,7 @@ class NovaPipeline:
 
     __call__ = _in_one(stream)
 
-    def _run(self, request: Request, *, show_progress: bool) -> Iterator[Output]:
+    def _run(self, request: Request, *, show_progress: bool) -> Generator[Output, None, None]:
         """Encodes, generates and decodes, batch by batch."""
         devices = 1 if request.recorded else len(self._devices)
         ways = devices if self._mesh is None else self._mesh.ways("batch")

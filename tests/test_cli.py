@@ -1,6 +1,7 @@
 """Requests that cannot be met: one line that names the thing and the remedy, exit code 2, no trace.
 
-Starting Python and JAX takes seconds, so one process imports a command and forks for each case.
+Starting Python and JAX takes seconds, so one process imports what commands do and forks for each
+case.
 """
 
 import json
@@ -17,21 +18,22 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'digits_t2v.py'}"
 
-# Runs cli.run(main) of one command on many command lines, each in a fork of its own.
+# Runs commands as `python -m` does, on many command lines, each in a fork of its own.
 FORKS = """
-import importlib, json, os, sys, traceback
-from nova_jax import cli
-try:
-    command = importlib.import_module(sys.argv[1] + ".__main__")
-except ModuleNotFoundError:
-    command = importlib.import_module(sys.argv[1])
-for arguments, log in json.loads(sys.argv[2]):
+import json, os, runpy, sys, traceback
+from nova_jax import cli, export
+from nova_jax.digits import judges
+from nova_jax.parity import replay
+from nova_jax.plan import compile
+from nova_jax.prepare import foreign, preparation
+from nova_jax.training import loop
+for name, arguments, log in json.loads(sys.argv[1]):
     if not os.fork():
         output = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1), os.dup2(output, 2)
-        sys.argv = [command.__file__, *arguments]
+        sys.argv = [name, *arguments]
         try:
-            cli.run(command.main)
+            runpy.run_module(name, run_name="__main__")
         except SystemExit as stop:
             status = stop.code
         except BaseException:
@@ -114,6 +116,36 @@ CASES = {
     "nothing to inspect": ("prepare", "--inspect=nowhere", "nowhere has no metadata.json"),
     "no machine to plan for": ("plan", "{config}", "--topology is missing"),
     "unknown machine": ("plan", "{config} --topology=abacus:8", "abacus"),
+    "records among the videos": ("prepare", "--input={videos} --out={videos} --raw",
+                                 "overlap; choose another --out"),
+    "records in a folder of videos": ("prepare", "--input={videos} --out={videos}/new --raw",
+                                      "overlap; choose another --out"),
+    "records around the videos": ("prepare", "--input={videos} --out={folder} --raw",
+                                  "overlap; choose another --out"),
+    "records beside a manifest": ("prepare", "--input={blank} --out={folder} --raw",
+                                  "overlap; choose another --out"),
+    "records among records": ("prepare", "--input=codewithgpu:{videos} --out={videos}/new --raw",
+                              "overlap; choose another --out"),
+    # Nothing that a command works from is there: where it writes is what it looks at first.
+    "videos to a file": ("generate", "--checkpoint=nowhere --prompt=x --out={blank}",
+                         "blank.txt cannot be written to"),
+    "videos below a file": ("generate", "--checkpoint=nowhere --prompt=x --out={blank}/new",
+                            "blank.txt: Not a directory); choose another place"),
+    "videos to no name": ("generate", "--checkpoint=nowhere --prompt=x --out=", "is empty; name"),
+    "videos to a bucket": ("generate", "--checkpoint=nowhere --prompt=x --out=gs://bucket/x",
+                           "gs://bucket/x is no local directory"),
+    "export over a directory": ("generate", "--checkpoint=nowhere --export={blank}/new/x.zip",
+                                "Not a directory); choose another place"),
+    "scores to a file": ("evaluate", "--checkpoint=nowhere --out={blank}", "cannot be written to"),
+    "records to a file": ("prepare", "--input=nowhere --raw --out={blank}", "cannot be written to"),
+    "demo to a file": ("demo", "--out={blank}", "blank.txt cannot be written to"),
+    "preview to a file": ("train", "{config} --preview --workdir={blank}", "cannot be written to"),
+    "run below a file": ("train", "{config} --workdir={blank}/new", "blank.txt: Not a directory"),
+    "conversion over a file": ("convert", "nowhere {blank}", "blank.txt exists already"),
+    "conversion below a file": ("convert", "nowhere {blank}/new", "blank.txt: Not a directory"),
+    "conversion to no disk": ("convert", "nowhere /proc/new", "/proc/new cannot be written to"),
+    "table over a file": ("parity", "nowhere --json={blank}", "blank.txt exists already"),
+    "table below a file": ("parity", "nowhere --json={blank}/new", "cannot be written to"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
 }  # fmt: skip
 
@@ -125,6 +157,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
     (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:60])
     (folder / "blank.txt").write_text("\n  \n")
     (folder / "archive.zip").touch()
+    (folder / "videos").mkdir()
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"_class_name": "NOVATransformer3DModel"}')
@@ -144,6 +177,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "foreign": str(folder / "foreign"),
         "truncated": str(folder / "truncated"),
         "folder": str(folder),
+        "videos": str(folder / "videos"),
         "released": str(ROOT / "tests" / "golden" / "pipeline_t2v"),
     }
 
@@ -158,20 +192,18 @@ def results(files, tmp_path_factory) -> dict[str, tuple[int, str]]:
     logs, folder = tmp_path_factory.mktemp("logs"), Path(files["blank"]).parent
     before = contents(folder)
     results = {}
-    for command in dict.fromkeys(command for command, *_ in CASES.values()):
-        names = [name for name, case in CASES.items() if case[0] == command]
-        plan = [
-            ([part.format(**files) for part in CASES[name][1].split()], str(logs / name))
-            for name in names
-        ]
-        run = subprocess.run(
-            [sys.executable, "-c", FORKS, f"nova_jax.{command}", json.dumps(plan)],
-            capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        codes = [int(code) for code in run.stdout.split()]
-        assert len(codes) == len(names), run.stderr
-        for name, code in zip(names, codes, strict=True):
-            results[name] = (code, (logs / name).read_text())
+    plan = [
+        (f"nova_jax.{command}", [part.format(**files) for part in line.split()], str(logs / name))
+        for name, (command, line, _) in CASES.items()
+    ]
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS, json.dumps(plan)],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    codes = [int(code) for code in run.stdout.split()]
+    assert len(codes) == len(CASES), run.stderr
+    for name, code in zip(CASES, codes, strict=True):
+        results[name] = (code, (logs / name).read_text())
     assert contents(folder) == before
     assert not Path(files["new"]).exists()
     return results
@@ -204,19 +236,30 @@ def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):
         assert gif.convert("RGB").getpixel((5, 5)) == pytest.approx((99, 99, 99), abs=2)
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(untrained, tmp_path):
-    """On a real file system of 4 KB, mounted in a name space of our own."""
+def test_a_full_disk_is_one_line_and_keeps_whole_files_alone(untrained, tmp_path):
+    """On a real file system with room for one of two videos, mounted in a name space of our own."""
     inside = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"]).returncode:
         pytest.skip("needs unprivileged name spaces to mount a small file system")
     command = [sys.executable, "-m", "nova_jax.generate", f"--checkpoint={untrained}"]
-    command += ["--prompt=x", "--frames=1", "--upscale=4096", f"--out={tmp_path}"]
-    script = 'mount -t tmpfs -o size=4k disk "$0" && "$@"; code=$?; ls "$0"; exit $code'
+    command += ["--prompt=x", "--prompt=y", "--batch_size=1", "--frames=1", "--upscale=4096"]
+    command += [f"--out={tmp_path / 'disk'}"]
+    (tmp_path / "disk").mkdir()
+    script = (
+        'mount -t tmpfs -o size=80k disk "$0" && "$@"; code=$?; cp -a "$0" "$0-after"; exit $code'
+    )
     run = subprocess.run(
-        [*inside, "sh", "-c", script, tmp_path, *command], capture_output=True, text=True, cwd=ROOT
+        [*inside, "sh", "-c", script, tmp_path / "disk", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert run.returncode == 2, run.stderr
     last = run.stderr.splitlines()[-1]
     assert last.startswith("error: ") and "no space left on device" in last
     assert "Traceback" not in run.stderr
-    assert run.stdout == ""
+    assert run.stdout == f"{tmp_path}/disk/x_seed0.png\n"
+    after = tmp_path / "disk-after"
+    assert [path.name for path in after.iterdir()] == ["x_seed0.png"]
+    with Image.open(after / "x_seed0.png") as picture:
+        assert picture.convert("RGB").size == (4096, 4096)

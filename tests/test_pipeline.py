@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
+from nova_jax.request import Request
+from nova_jax.sampling.options import SamplingConfig
 
 RELEASED = Path(__file__).parent / "golden" / "pipeline_t2v"
 PROMPTS = ["a red one", "a blue two moves up", "the digit three in white", "green 4, left"]
@@ -68,6 +71,45 @@ def test_a_video_is_the_same_alone_and_in_any_batch(pipeline, videos):
     assert_same(pipeline(PROMPTS[1], seed=7).frames, videos[1:2])
     assert_same(pipeline(PROMPTS[::-1], seed=7).frames, videos[::-1])
     assert_same(pipeline(PROMPTS, seed=7, batch_size=2).frames, videos)
+
+
+def test_batches_come_one_by_one_and_are_what_a_call_gives(pipeline):
+    options = {"seed": 7, "batch_size": 2, "num_frames": 1}
+    together = pipeline(PROMPTS[:3], **options)
+    stream = pipeline.stream(PROMPTS[:3], **options)
+    first = next(stream)
+    np.testing.assert_array_equal(first.frames, together.frames[:2])
+    np.testing.assert_array_equal(first.latents, together.latents[:2])
+    assert [np.asarray(image).tolist() for image in first.images] == first.frames[:, 0].tolist()
+    kept = weakref.ref(first)
+    del first
+    (second,) = stream
+    assert kept() is None  # memory does not grow with the number of samples
+    np.testing.assert_array_equal(second.frames, together.frames[2:])
+    assert len(together.images) == 3 and together.images is together.images
+    with pytest.raises(NovaError, match="no prompt given"):
+        pipeline.stream([])  # at once, not with the first batch
+
+
+def test_no_batch_is_padding_alone():
+    """Ten samples, three at most in a batch of four devices."""
+    request = Request(
+        prompts=["one"] * 5,
+        negative=None,
+        seeds=[],
+        copies=2,
+        frames=1,
+        first=None,
+        flow=0.0,
+        sampling=SamplingConfig(),
+        batch_size=3,
+        output_type="np",
+        order=None,
+        noise=None,
+    )
+    batches = request.batches(4, all_take_part=True)
+    assert [batch.prompts for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]
+    assert [batch.copies for batch in batches] == [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
 
 
 def test_a_video_is_the_same_on_several_devices(untrained, videos):
