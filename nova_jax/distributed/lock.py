@@ -27,6 +27,7 @@ from etils.epath import Path
 from nova_jax.errors import NovaError
 
 _BEAT, _DEAD_AFTER = 10.0, 60.0  # seconds between signs of life, and without one until death
+_DYING = 3.0  # seconds that a process which was killed may take to end
 _SETTLE = 2.0  # seconds after which two that wrote the file at once see who was last
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def hold(path: str | os.PathLike[str]) -> Iterator[None]:
 def _kernel_lock(path: Path) -> IO[str] | None:
     """The file, locked until it is closed; None where files cannot be locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     while "://" not in str(path):
         file = open(path, "a")
         try:
@@ -86,10 +88,13 @@ def _kernel_lock(path: Path) -> IO[str] | None:
         except FileNotFoundError:
             pass  # what was opened has been removed by its owner
         except OSError as error:
-            file.close()
-            if error.errno in (errno.EAGAIN, errno.EACCES):
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                file.close()
+                break
+            if time.monotonic() > began + _DYING:
+                file.close()
                 raise _in_use(path) from error
-            break
+            time.sleep(0.1)
         file.close()
     return None
 

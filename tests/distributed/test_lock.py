@@ -20,7 +20,7 @@ from nova_jax.errors import NovaError
 def refuse(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 
-lock._BEAT, lock._DEAD_AFTER, lock._SETTLE = 0.2, 1.2, 0.1
+lock._BEAT, lock._DEAD_AFTER, lock._DYING, lock._SETTLE = 0.2, 1.2, 0.1, 0.1
 if sys.argv[2] == "lockless":
     fcntl.flock = refuse
 try:

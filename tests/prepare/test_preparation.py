@@ -14,6 +14,7 @@ from videos import moving_square, write_video
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.data.records import Records
+from nova_jax.distributed import lock
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import ClipConfig, read_clips
 from nova_jax.prepare.encoders import Encoders
@@ -137,8 +138,9 @@ def test_processes_share_the_rows_and_the_last_one_finishes(source, tmp_path):
     assert [record["source"] for record in contents(tmp_path)] == CLIPS
 
 
-def test_a_share_of_the_rows_is_for_one_process_at_a_time(tmp_path):
+def test_a_share_of_the_rows_is_for_one_process_at_a_time(tmp_path, monkeypatch):
     """Shards of one number of shards have no row in common, others have."""
+    monkeypatch.setattr(lock, "_DYING", 0.1)
     out = tmp_path / "out"
     with claim_share(out, (0, 2)), claim_share(out, (1, 2)):
         for shard in ((0, 2), (0, 1), (2, 3)):

@@ -1,7 +1,9 @@
-"""What a run survives, and how several processes are one. Real processes, really killed."""
+"""What a run survives, and how several processes are one. Real processes, really killed.
+
+Runs of one process that are killed and go on are in ``tests/test_kills.py``.
+"""
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -10,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import (
-    arrays,
     can_mount,
     finish,
     free_port,
@@ -60,36 +61,6 @@ def whole(programs, tmp_path_factory):
         return done[steps]
 
     return train
-
-
-@pytest.mark.parametrize(("kills", "steps"), [(1, STEPS), pytest.param(20, 40, marks=SLOW)])
-def test_a_job_killed_at_random_moments_ends_as_one_that_was_not(
-    small, programs, whole, tmp_path, kills, steps
-):
-    small["steps"] = steps
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    dice, moments = random.Random(kills), []
-    for kill in range(kills):
-        before = steps_done(workdir)
-        process = start(small, workdir, log=log, cache=programs)
-        if kill % 5 != 4:  # else while it starts
-            # A step or two further, and then at any point of a step or of its checkpoint.
-            wait_for(lambda seen=before: steps_done(workdir) > seen, [process])
-        time.sleep(dice.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9, "it had ended"
-        moments.append((steps_done(workdir), len(list(workdir.rglob("*orbax-checkpoint-tmp*")))))
-    print("steps recorded and unfinished checkpoints at each kill:", moments)
-    assert finish([start(small, workdir, log=log, cache=programs)]) == [0], log.read_text()
-
-    expected, found = arrays(whole(small), steps), arrays(workdir, steps)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert records(workdir) == records(whole(small))
-    left = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert left == {str(steps), str(steps - 1)}
 
 
 @SLOW
