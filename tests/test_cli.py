@@ -201,7 +201,7 @@ CASES = {
     "a model larger than memory": (
         "train", "{config} --workdir={new} --config.model.temporal_encoder=vit_d96w65536 "
         "--config.model.spatial_decoder=vit_d96w65536",
-        "lower config.model's widths and depths, or raise config.mesh.fsdp; python -m"),
+        "lower config.model's widths and depths, or raise config.mesh.fsdp"),
     "a batch larger than memory": (
         "train", "{config} --workdir={new} --config.data.batch_size=4000000000",
         "lower config.data.batch_size"),

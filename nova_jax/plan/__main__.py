@@ -46,13 +46,13 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for
     topology = Topology.parse(TOPOLOGY.value)
     config = TrainConfig.from_dict(CONFIG.value.to_dict())
+    size, frames = batch_of(config)
     print(
         f"{topology}: {topology.size} x {topology.machine.name}, {versions(topology)}", flush=True
     )
     if GENERATE.value is not None:
         report_generation(config, topology, GENERATE.value)
         return
-    size, frames = batch_of(config)
     kind = f"{size} videos of {frames} latent frames" if frames > 1 else f"{size} pictures"
     print(f"training step: {kind}, {config.dtype}, remat {config.remat}")
     if MESH.value is None:
