@@ -12,14 +12,37 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
+from nova_jax.config import convert, described
 from nova_jax.errors import NovaError
 
 _PLACES = (errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
+class _Parser(flags.ArgumentParser[Any]):
+    """What `nova_jax.config.convert` takes, from the text of a flag."""
+
+    def __init__(self, name: str, kind: Any) -> None:
+        self.syntactic_help = described(kind)
+        self._name, self._kind = name, kind
+
+    def parse(self, argument: Any) -> Any:
+        for number in (int, float):
+            try:
+                argument = number(argument) if isinstance(argument, str) else argument
+            except ValueError:
+                pass
+        return convert(self._kind, argument, f"--{self._name}")
+
+
+def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[Any]:
+    """A flag of a type as configs and the library have it, such as `nova_jax.config.Count`."""
+    return flags.DEFINE(_Parser(name, kind), name, default, help)
 
 
 def run(main: Callable[..., None], *, arguments: str | None = None) -> None:

@@ -21,14 +21,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, Key
 from PIL import Image
 from tqdm import tqdm
 
+from nova_jax.arguments import (
+    check_dtype,
+    check_latents,
+    check_negative,
+    check_noise,
+    check_order,
+    check_prompts,
+    check_seeds,
+    encode_image,
+)
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
+from nova_jax.config import Count, FrameRate, MotionScore, convert
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -39,19 +49,7 @@ from nova_jax.distributed.mesh import (
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.request import (
-    Batch,
-    FirstFrames,
-    Output,
-    OutputType,
-    Prompt,
-    Request,
-    check_latents,
-    check_negative,
-    check_prompts,
-    check_seeds,
-    encode_image,
-)
+from nova_jax.request import Batch, FirstFrames, Output, OutputType, Prompt, Request
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
@@ -79,6 +77,9 @@ class NovaPipeline:
             by default all of this process.
         unroll: Blocks per iteration of the loops over depth. On a CPU 16 takes a twentieth off the
             time of a large model and compiles for three times as long.
+
+    Raises:
+        NovaError: A number is of another type or out of range, see `nova_jax.config`.
     """
 
     def __init__(
@@ -96,11 +97,12 @@ class NovaPipeline:
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
     ) -> None:
-        if unroll < 1:
-            raise NovaError(f"unroll is {unroll}; it must be at least 1")
         self.schedule, self.codec, self.text_encoder = schedule, codec, text_encoder
-        self.config, self.frames, self.sampling = model.config, frames, sampling
-        self.motion_flow, self.fps = motion_flow, fps
+        self.config, self.frames = model.config, convert(Count, frames, "frames")
+        self.sampling = convert(SamplingConfig, sampling, "sampling")
+        self.motion_flow = convert(MotionScore, motion_flow, "motion_flow")
+        self.fps = convert(FrameRate, fps, "fps")
+        unroll = convert(Count, unroll, "unroll")
         self._graph, self._state = nnx.split(model.unrolled(unroll))
         self._mesh = mesh
         self._devices = list(devices or jax.local_devices())
@@ -130,8 +132,8 @@ class NovaPipeline:
                 directory, or work directory of a training run; see `nova_jax.checkpoints.open`.
             weights: Of a training run, averaged or current parameters.
             step: Of a training run, which of its checkpoints: "latest", "best" or a number.
-            dtype: Type of the computation, and of the parameters of frozen parts; norms and
-                softmax are float32.
+            dtype: Type of the computation, and of the parameters of frozen parts: float32,
+                bfloat16 or float16; norms and softmax are float32.
             param_dtype: Type that the transformer's parameters are kept in; by default `dtype`.
             mesh: Devices to put the parameters on, see `nova_jax.distributed.mesh`; by default
                 the first device, and copies on others when there are samples for them.
@@ -139,12 +141,14 @@ class NovaPipeline:
             unroll: See the class.
 
         Raises:
-            NovaError: It cannot be found or downloaded, or something in it is missing, unknown,
-                damaged or of another shape.
+            NovaError: It cannot be found or downloaded, something in it is missing, unknown,
+                damaged or of another shape, or an argument is out of range.
         """
+        dtype = check_dtype(dtype, "dtype")
+        kept = dtype if param_dtype is None else check_dtype(param_dtype, "param_dtype")
+        unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
-        kept = dtype if param_dtype is None else param_dtype
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
         codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
@@ -176,6 +180,7 @@ class NovaPipeline:
         Raises:
             NovaError: A token does not fit the size.
         """
+        height, width = convert(Count, height, "height"), convert(Count, width, "width")
         stride = self.codec.stride
         unit, latent_size = stride * self.config.patch_size, (height // stride, width // stride)
         if height % stride or width % stride or not self.config.fits(latent_size):
@@ -206,7 +211,7 @@ class NovaPipeline:
         *,
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 0,
-        key: Key[jax.Array, ""] | None = None,
+        key: jax.Array | None = None,
         latents: np.ndarray | None = None,
         prompt_embeds: Sequence[np.ndarray] | None = None,
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
@@ -214,7 +219,7 @@ class NovaPipeline:
         num_frames: int | None = None,
         batch_size: int = 32,
         disable_progress_bar: bool = False,
-        order: Int[jax.Array, "b n"] | None = None,
+        order: jax.Array | None = None,
         noise: NoiseSource | None = None,
         **options: Any,
     ) -> Output:
@@ -240,8 +245,8 @@ class NovaPipeline:
                 cropped to fill `size`.
             num_images_per_prompt: Samples of each prompt, all different.
             sampling: How samples are drawn, in place of the pipeline's way; options come on top.
-            seed: One for all prompts or one for each.
-            key: Random key in place of a seed.
+            seed: One for all prompts or one for each, from 0 to 2³² − 1.
+            key: Random key in place of a seed, as `jax.random.key` makes it.
             latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
                 for all prompts or one for each.
             prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
@@ -250,7 +255,8 @@ class NovaPipeline:
             num_frames: F, in place of `max_latent_length`.
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
-            order, noise: Reveal orders and noise of all samples, drawn elsewhere.
+            order, noise: Reveal orders `[B, N]` of N tokens and noise of all samples, drawn
+                elsewhere.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
@@ -259,18 +265,20 @@ class NovaPipeline:
             The samples in the order of the prompts, those of one prompt next to each other.
 
         Raises:
-            NovaError: An option or the image does not fit the model.
+            NovaError: An option is of another type or out of range, or does not fit the model; or
+                numbers became too large for `dtype`, and a sample is not finite.
         """
         prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
         count, frames = len(prompts), self.latent_frames(max_latent_length, num_frames)
+        copies = convert(Count, num_images_per_prompt, "num_images_per_prompt")
         request = Request(
             prompts=prompts,
             negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
             seeds=check_seeds(seed, key, count),
-            copies=num_images_per_prompt,
+            copies=copies,
             frames=frames,
             first=self._first_frames(image, latents, count, frames),
-            flow=self.motion_flow if motion_flow is None else motion_flow,
+            flow=self.motion_score(motion_flow),
             sampling=self.sampling_with(
                 sampling,
                 num_inference_steps=num_inference_steps,
@@ -282,10 +290,10 @@ class NovaPipeline:
                 flow_shift=flow_shift,
                 **options,
             ),
-            batch_size=batch_size,
-            output_type=output_type,
-            order=order,
-            noise=noise,
+            batch_size=convert(Count, batch_size, "batch_size"),
+            output_type=convert(OutputType, output_type, "output_type"),
+            order=check_order(order, count * copies, self.config),
+            noise=check_noise(noise),
         )
         return self._run(request, show_progress=not disable_progress_bar)
 
@@ -311,8 +319,11 @@ class NovaPipeline:
                     parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
                 latents.append(np.asarray(made))
+                request.check_finite(batch, np.isfinite(latents[-1]), "latents")
                 if request.output_type != "latent":
-                    pixels.append(np.asarray(to_uint8(self.codec.decode(made))))
+                    decoded = self.codec.decode(made)
+                    pixels.append(np.asarray(to_uint8(decoded)))
+                    request.check_finite(batch, jnp.isfinite(decoded), "pixels")
         return Output.of(request, latents, pixels, self.fps)
 
     def sampling_with(
@@ -325,21 +336,26 @@ class NovaPipeline:
         Raises:
             NovaError: An option's value makes no sense, see `nova_jax.sampling.options`.
         """
-        return with_options(sampling or self.sampling, options)
+        own = self.sampling if sampling is None else convert(SamplingConfig, sampling, "sampling")
+        return with_options(own, options)
+
+    def motion_score(self, motion_flow: float | None) -> float:
+        """The motion score of a request; without one, the pipeline's own."""
+        own = self.motion_flow if motion_flow is None else motion_flow
+        return convert(MotionScore, own, "motion_flow")
 
     def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
         """T of a request in latent frames or in frames; without one, the pipeline's own."""
         if max_latent_length is not None and num_frames is not None:
             raise NovaError("max_latent_length and num_frames are given; give one of them")
-        frames = self.frames if max_latent_length is None else max_latent_length
+        frames = self.frames
+        if max_latent_length is not None:
+            frames = convert(Count, max_latent_length, "max_latent_length")
         if num_frames is not None:
-            if num_frames < 1:
-                raise NovaError(f"{num_frames} frames asked for; a video has at least 1")
+            num_frames = convert(Count, num_frames, "num_frames")
             frames = self.codec.latent_frames(num_frames)
             if (fitting := self.codec.pixel_frames(frames)) != num_frames:
                 raise NovaError(f"this model cannot make {num_frames} frames; ask for {fitting}")
-        if frames < 1:
-            raise NovaError(f"max_latent_length is {frames}; a video has at least 1 latent frame")
         if frames > 1 and not self.config.is_video:
             raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
         return frames

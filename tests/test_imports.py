@@ -20,7 +20,7 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline", "request"),
+    ("pipeline", "request", "arguments"),
     ("training", "prepare", "export", "digits"),
     ("plan", "parity"),
     ("cli",),

@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from nova_jax import cli
+from nova_jax.config import Count, Natural
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.plan.compile import plan_generation, plan_training
@@ -28,8 +29,8 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:16x16, h100:8, h100:4x8, cpu:8, …")
 MESH = flags.DEFINE_string("mesh", None, "Mesh, such as data:2,fsdp:8; without it, the best few.")
-TRIES = flags.DEFINE_integer("tries", 3, "Without --mesh: meshes to compile.", lower_bound=0)
-GENERATE = flags.DEFINE_integer("generate", None, "Plan generation of so many samples.")
+TRIES = cli.define("tries", Natural, 3, "Without --mesh: meshes to compile.")
+GENERATE = cli.define("generate", Count, None, "Plan generation of so many samples.")
 
 
 def main() -> None:
