@@ -14,12 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from nova_jax import recipes
+from nova_jax.config import convert, described
 from nova_jax.errors import NovaError
 
 # What Python and absl say of a value of another type, in part; and what it must be.
@@ -50,6 +52,27 @@ def define_config(help: str) -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file("config", None, help)
     flags.FLAGS["config"].parser = _RecipeParser()
     return holder
+
+
+class _Parser(flags.ArgumentParser[Any]):
+    """What `nova_jax.config.convert` takes, from the text of a flag."""
+
+    def __init__(self, name: str, kind: Any) -> None:
+        self.syntactic_help = described(kind)
+        self._name, self._kind = name, kind
+
+    def parse(self, argument: Any) -> Any:
+        for number in (int, float):
+            try:
+                argument = number(argument) if isinstance(argument, str) else argument
+            except ValueError:
+                pass
+        return convert(self._kind, argument, f"--{self._name}")
+
+
+def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[Any]:
+    """A flag of a type as configs and the library have it, such as `nova_jax.config.Count`."""
+    return flags.DEFINE(_Parser(name, kind), name, default, help)
 
 
 def run(

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Annotated
 
 import numpy as np
 from absl import flags
 
 from nova_jax import cli, media
 from nova_jax.checkpoints.open import open_checkpoint
-from nova_jax.config import from_dict
+from nova_jax.config import Count, Natural, Range, from_dict
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
 from nova_jax.digits.scores import Question, format_table, is_right, make_questions, tally
@@ -37,9 +38,10 @@ CHECKPOINT = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_enum(
     "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
 )
-NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 200, "Prompts to draw.", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "Of the prompts and of the videos.", lower_bound=0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Most videos made together.", lower_bound=1)
+# So many that the seeds of all of them are seeds.
+NUM_PROMPTS = cli.define("num_prompts", Annotated[int, Range(2, 10**6)], 200, "Prompts to draw.")
+SEED = cli.define("seed", Natural, 0, "Of the prompts; the videos' seeds count on from it.")
+BATCH_SIZE = cli.define("batch_size", Count, 50, "Most videos made together.")
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 
 SHEET_CLIPS = 48  # seen and unseen combinations alternate

@@ -33,6 +33,7 @@ from jax import export as jax_export
 import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.finite import check_finite
+from nova_jax.config import Count, convert
 from nova_jax.errors import NovaError
 from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
@@ -90,13 +91,14 @@ def export(
             finite.
     """
     files = destination(file)
+    batch_size = convert(Count, batch_size, "batch_size")
     frames = pipeline.latent_frames(max_latent_length, num_frames)
     sampling = pipeline.sampling_with(sampling, **options)
     if sampling.sampler == "pallas":
         raise NovaError(
             'sampler "pallas" is for the machine it runs on, an export is for all; leave it away'
         )
-    flow = pipeline.motion_flow if motion_flow is None else motion_flow
+    flow = pipeline.motion_score(motion_flow)
     programs = {"generate": _generation(pipeline, batch_size, frames, flow, sampling)}
     tokens: dict[str, Any] | None = None
     contents: dict[str, bytes | str] = {}

@@ -14,6 +14,7 @@ from absl import flags, logging
 from etils import epath
 
 from nova_jax import cli
+from nova_jax.config import Count, Natural
 from nova_jax.data.preview import write_preview
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
@@ -29,13 +30,13 @@ COORDINATOR = flags.DEFINE_string(
     None,
     "Of a run of several processes: HOST:PORT of process 0, or auto where JAX can find it.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
-COORDINATOR_TIMEOUT = flags.DEFINE_integer(
-    "coordinator_timeout", 300, "Seconds until all processes must have come together."
+NUM_PROCESSES = cli.define("num_processes", Count, None, "How many processes there are.")
+PROCESS_ID = cli.define("process_id", Natural, None, "Which this is, from 0.")
+COORDINATOR_TIMEOUT = cli.define(
+    "coordinator_timeout", Count, 300, "Seconds until all processes must have come together."
 )
-LOST_AFTER = flags.DEFINE_integer(
-    "lost_after", 100, "Seconds without a sign of life after which a process counts as lost."
+LOST_AFTER = cli.define(
+    "lost_after", Count, 100, "Seconds without a sign of life after which a process counts as lost."
 )
 
 

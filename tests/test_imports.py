@@ -20,7 +20,7 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline", "request"),
+    ("pipeline", "request", "arguments", "budget"),
     ("training", "prepare", "export", "digits"),
     ("plan", "parity"),
     ("recipes",),

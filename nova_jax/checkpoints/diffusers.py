@@ -24,7 +24,7 @@ from nova_jax.autoencoders.registry import AUTOENCODERS
 from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.finite import check_finite
 from nova_jax.checkpoints.tensors import open_tensors
-from nova_jax.config import from_dict, to_plain
+from nova_jax.config import Checked, Count, from_dict, to_plain
 from nova_jax.distributed.mesh import MeshLayout, parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -74,23 +74,19 @@ def _named(path: Path | str) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Transformer:
+class _Transformer(Checked):
     """What ``transformer/config.json`` says, by its names there."""
 
     arch: tuple[str, str, str]
     image_dim: int
     image_size: int | tuple[int, int]
-    image_stride: int
+    image_stride: Count
     image_base_size: tuple[int, int]
     video_base_size: tuple[int, int, int]
     video_mixer_rank: int | None = None
     rotary_pos_embed: bool | None = None
     text_token_dim: int | None = None
     text_token_len: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_stride < 1:
-            raise NovaError(f"image_stride is {self.image_stride}; it must be at least 1")
 
 
 def config_from_released(released: Mapping[str, Any]) -> NovaConfig:

@@ -31,7 +31,7 @@ from nova_jax.checkpoints.hub import locate
 from nova_jax.checkpoints.integrity import CONFIG, PARAMS, absolute, config_errors, read_config
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import Step, choose_checkpoint
-from nova_jax.config import from_dict
+from nova_jax.config import Checked, Count, FrameRate, MotionScore, convert, from_dict
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -50,13 +50,13 @@ Weights = Literal["ema", "raw"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Defaults:
+class Defaults(Checked):
     """How a model generates unless told otherwise; see `nova_jax.pipeline.NovaPipeline`."""
 
-    frames: int = 1
+    frames: Count = 1
     sampling: SamplingConfig = SamplingConfig(guidance=GuidanceConfig(scale=5.0))
-    motion_flow: float = DEFAULT_FLOW
-    fps: float = DEFAULT_FPS
+    motion_flow: MotionScore = DEFAULT_FLOW
+    fps: FrameRate = DEFAULT_FPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +149,12 @@ class _ModelDirectory(Checkpoint):
     def defaults(self) -> Defaults:
         frames = self.model_config().frames
         with config_errors(self.directory):
+            dataset = convert(Mapping[str, Any], self.config.get("dataset", {}), "dataset")
             return Defaults(
                 frames=frames,
                 sampling=from_dict(SamplingConfig, self.config.get("sampling", {}), "sampling"),
                 motion_flow=self.config.get("motion_flow", DEFAULT_FLOW),
-                fps=self.config.get("dataset", {}).get("fps", DEFAULT_FPS),
+                fps=dataset.get("fps", DEFAULT_FPS),
             )
 
     def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
@@ -221,6 +222,8 @@ def open_checkpoint(
     Raises:
         NovaError: there is no such directory or model, or the directory is none of the three.
     """
+    convert(Weights, weights, "weights")
+    convert(str | int, step, "step")
     directory = locate(source, part)
     if (directory / _INDEX).is_file():
         return _Released(directory, {})

@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import sys
+from typing import Annotated
 
 import jax
 from absl import flags
 
 from nova_jax import cli
+from nova_jax.config import Natural, Range
 from nova_jax.distributed.memory import size_text
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.errors import NovaError
@@ -27,13 +29,9 @@ from nova_jax.training.config import TrainConfig
 CONFIG = cli.define_config("Recipe, such as digits_t2v; --config.key=value changes it.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:16x16, h100:8, h100:4x8, cpu:8, …")
 MESH = flags.DEFINE_string("mesh", None, "Mesh, such as data:2,fsdp:8; without it, the best few.")
-TRIES = flags.DEFINE_integer("tries", 3, "Without --mesh: meshes to compile.", lower_bound=0)
-GENERATE = flags.DEFINE_integer(
-    "generate",
-    None,
-    "Plan generation of so many samples.",
-    lower_bound=1,
-    upper_bound=MOST_SAMPLES,
+TRIES = cli.define("tries", Natural, 3, "Without --mesh: meshes to compile.")
+GENERATE = cli.define(
+    "generate", Annotated[int, Range(1, MOST_SAMPLES)], None, "Plan generation of so many samples."
 )
 
 

@@ -119,7 +119,7 @@ def _item(row: Mapping[str, Any], base: Path) -> Item | str:
     try:
         label = int(values.get("label", -1))
         start, end = float(values.get("start", 0.0)), float(values.get("end", math.inf))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "start, end or label is no number"
     if not caption and label < 0:
         return "no caption"
