@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fuzz.forks import Forks
 from fuzz.values import make_inputs
-from fuzz.verdict import verdict
+from fuzz.verdict import FINE, verdict
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
                 if arguments.log:
                     with open(arguments.log, "a") as file:
                         file.write(json.dumps(outcome | {"verdict": found}) + "\n")
-                if found not in ("success", "refused") or len(seeds) == 1:
+                if found not in FINE or len(seeds) == 1:
                     print(f"seed {seed}: {found}\n  {outcome.get('case')}", flush=True)
                 if len(seeds) == 1:
                     print(outcome["stdout"], outcome["stderr"], sep="\n")

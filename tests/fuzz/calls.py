@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fuzz.values import ANYTHING
+from fuzz.values import ANYTHING, NUMBERS
 from PIL import Image
 
 from nova_jax.errors import NovaError
@@ -48,6 +48,7 @@ GOOD: Mapping[str, tuple[str, ...]] = {
     "key": ("jax.random.key(3)",),
     "order": ("None",),
     "noise": ("None",),
+    "sampler": ("'auto'", "'xla'"),
     "sampling": ("SamplingConfig(2, 2)",),
     "num_frames": ("1", "2", "3", "4", "5"),
     "max_latent_length": ("1", "2", "3"),
@@ -130,15 +131,16 @@ def draw(
     parameters = inspect.signature(function).parameters
     hints = {k: v for k, v in typing.get_type_hints(function).items() if k in parameters}
     if "options" in hints:
-        kinds = {k: typing.Literal[v.choices] if v.choices else v.kind for k, v in OPTIONS.items()}
-        hints = kinds | {k: v for k, v in hints.items() if k != "options"}
+        hints |= {k: option.kind for k, option in OPTIONS.items() if k not in hints}
+        del hints["options"]
     hints.pop("pipeline", None)
     given = {k: _good(rng, k, hints[k]) if v is None else v for k, v in USUAL[name].items()}
     for key in rng.sample([*hints], min(len(hints), rng.choice((0, 1, 2)))):
         given[key] = _good(rng, key, hints[key])
     if hostile and rng.random() < 0.8:
         for key in rng.sample([*hints], rng.choice((1, 1, 2))):
-            given[key] = rng.choice(ANYTHING)
+            number = {int, float} & {*_kinds(hints[key])} and rng.random() < 0.6
+            given[key] = rng.choice(NUMBERS if number else ANYTHING)
     if given.get("source") and not hostile:
         del given["source"]
     return given
@@ -147,13 +149,22 @@ def draw(
 def _good(rng: random.Random, name: str, hint: Any) -> str:
     if name in GOOD:
         return rng.choice(GOOD[name])
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    for kind in typing.get_args(hint) if union else (hint,):
+    for kind in _kinds(hint):
         if typing.get_origin(kind) is typing.Literal:
             return repr(rng.choice(typing.get_args(kind)))
         if kind in (int, float, bool):
             return rng.choice({int: ("1", "2"), float: ("0.5", "1", "3.0"), bool: ("True",)}[kind])
     return rng.choice(ANYTHING)
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types that a parameter may be of."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _kinds(arguments[0])
+    if origin in (types.UnionType, typing.Union):
+        return [kind for argument in arguments for kind in _kinds(argument)]
+    return [hint]
 
 
 def _refused(message: str) -> int:

@@ -12,7 +12,7 @@ import jax
 import pytest
 from fuzz.forks import Forks
 from fuzz.values import make_inputs
-from fuzz.verdict import verdict
+from fuzz.verdict import FINE, verdict
 
 FEW = {"commands": range(24), "calls": range(16)}
 MANY = {kind: range(few.stop, 500) for kind, few in FEW.items()}
@@ -31,9 +31,9 @@ def check(forks: Forks, kind: str, seeds: range) -> None:
     assert not [
         f"{kind} {outcome['seed']}: {found}\n{outcome.get('case')}"
         for outcome, found in zip(outcomes, verdicts, strict=True)
-        if found not in ("success", "refused")
+        if found not in FINE
     ]
-    assert {"success", "refused"} == set(verdicts), "the cases are all alike"
+    assert {"success", "refused"} <= {*verdicts}, "the cases are all alike"
 
 
 @pytest.mark.parametrize("kind", FEW)

@@ -1,18 +1,27 @@
-"""What an outcome is: "success", "refused", or else a finding in words."""
+"""What an outcome is: "success", "refused", "at work", or else a finding in words.
+
+At work is what was ended at the limit of time and had shown how far it was: much was asked for.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+FINE = ("success", "refused", "at work")
+
 
 def verdict(outcome: dict[str, Any]) -> str:
     """Of what `fuzz.forks.outcome` gives."""
+    if outcome["limit"] == "time" and re.search(r"\b[1-9]\d*/\d+", outcome["stderr"]):
+        return "at work"
     if outcome["limit"]:
         return f"{outcome['limit']}: past the limit"
     errors = outcome["stderr"].splitlines()
     if "Traceback" in outcome["stderr"]:
         return f"traceback: {_cause(outcome['stderr'])}"
+    if outcome.get("faults"):
+        return f"wrong: {outcome['faults'].splitlines()[0]}"
     if outcome["status"] == 2:
         lines = [line for line in errors if "error:" in line]
         if len(lines) != 1 or not errors[-1].startswith("error: "):
@@ -22,8 +31,6 @@ def verdict(outcome: dict[str, Any]) -> str:
         if outcome.get("case", "").startswith("python -m nova_jax.parity") and outcome["stdout"]:
             return "success"  # the table says what is past its tolerance
         return f"exit status {outcome['status']}: {errors[-1:]}"
-    if outcome.get("faults"):
-        return f"wrong: {outcome['faults'].splitlines()[0]}"
     if found := re.search(r"\w+Warning: .*", outcome["stderr"]):
         return f"warning: {found[0]}"
     return "success"
