@@ -54,7 +54,9 @@ def from_dict(
         if required and name not in values:
             raise NovaError(f"{_join(key, name)} is missing; set it in the config file")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _convert(hints[name], v, _join(key, name)) for name, v in values.items()})
+    # As the fields are declared: recipes compute some values from those that come first.
+    given = {name: values[name] for name in fields if name in values}
+    return kind(**{name: _convert(hints[name], v, _join(key, name)) for name, v in given.items()})
 
 
 def check_types(config: Any) -> None:

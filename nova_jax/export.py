@@ -33,6 +33,7 @@ from jax import export as jax_export
 import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.errors import NovaError
+from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
 from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
@@ -75,7 +76,7 @@ def export(
         pipeline: what to export.
         file: ends in ``.zip``; the weights are beside it.
         batch_size: B.
-        num_frames, max_latent_length: length of the videos, see `NovaPipeline.__call__`.
+        num_frames, max_latent_length: length of the videos, see `NovaPipeline.stream`.
         motion_flow: what the program's input of this name is unless told otherwise.
         sampling, **options: how samples are drawn, see `NovaPipeline.sampling_with`; fixed in the
             program.
@@ -128,7 +129,7 @@ def export(
             "weights": list(used),
         }
     contents["about.json"] = json.dumps(about, indent=1)
-    _write(files, contents, weights)
+    write(files, contents, weights)
     return files
 
 
@@ -141,29 +142,22 @@ def destination(file: str | os.PathLike[str]) -> tuple[Path, Path]:
     path = Path(file)
     if path.suffix != ".zip":
         raise NovaError(f"{path} would be a zip archive; name it {path.name}.zip")
-    files = (path, path.with_suffix(".safetensors"))
-    for path in files:
-        if path.exists():
-            raise NovaError(f"{path} exists already; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise NovaError(f"{path.parent} cannot be written to; choose another place")
-    return files
+    return new_output(path), new_output(path.with_suffix(".safetensors"))
 
 
-def _write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
-    """Both files, or none where there is no room."""
-    try:
-        with zipfile.ZipFile(files[0], "x", zipfile.ZIP_DEFLATED) as archive:
+def write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
+    """Writes the archive's contents and the weights: both files, or none."""
+    file, beside = files
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(file) as archive, unfinished(beside) as arrays:
+        with zipfile.ZipFile(archive, "x", zipfile.ZIP_DEFLATED) as opened:
             for name, content in contents.items():
-                archive.writestr(name, content)
+                opened.writestr(name, content)
         tensors = {name: np.asarray(value) for name, value in weights.items()}
-        safetensors.numpy.save_file(tensors, files[1])
-        files[1].chmod(files[0].stat().st_mode)  # safetensors keeps it to its owner
-    except BaseException:
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
+        safetensors.numpy.save_file(tensors, arrays)
+        arrays.chmod(archive.stat().st_mode)  # safetensors keeps it to its owner
+        publish(arrays, beside)
+        publish(archive, file)
 
 
 def _generation(

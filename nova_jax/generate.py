@@ -4,21 +4,25 @@
     python -m nova_jax.generate --checkpoint=DIR --prompt_file=prompts.txt --out=DIR --gif
     python -m nova_jax.generate --export=digits.zip
 
-Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths;
-nothing that exists is overwritten. Small videos are enlarged by a whole factor for viewing.
+Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths, a
+batch as soon as it is made; nothing that exists is overwritten. Small videos are enlarged by a
+whole factor for viewing.
 With --export nothing is generated; docs/export.md has what is written and how it is run.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from tqdm import tqdm
 
 from nova_jax import cli, media
 from nova_jax.errors import NovaError
 from nova_jax.export import destination, export
+from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.sampling.options import OPTIONS, Option
 
@@ -110,8 +114,9 @@ def main() -> None:
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
     image = media.read_image(IMAGE.value) if IMAGE.value else None
+    out = output_folder(OUT.value)
     pipeline = _load(CHECKPOINT.value)
-    videos = pipeline(
+    made = pipeline.stream(
         prompts if pipeline.config.num_classes is None else _labels(prompts),
         negative_prompt=NEGATIVE.value,
         image=image,
@@ -121,12 +126,15 @@ def main() -> None:
         batch_size=BATCH_SIZE.value or 32,
         **options,
     )
-
-    for index, clip in enumerate(videos.frames):
-        prompt, copy = prompts[index // COPIES.value], index % COPIES.value
-        name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
-        clip = media.enlarge(clip, UPSCALE.value)
-        print(media.save_clip(Path(OUT.value) / name, clip, FPS.value or videos.fps, gif=GIF.value))
+    clips = (clip for videos in made for clip in videos.frames)
+    with contextlib.closing(made):  # its bar ends before an error is told
+        for index, clip in enumerate(clips):
+            prompt, copy = prompts[index // COPIES.value], index % COPIES.value
+            name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+            clip = media.enlarge(clip, UPSCALE.value)
+            file = media.save_clip(out / name, clip, FPS.value or pipeline.fps, gif=GIF.value)
+            with tqdm.external_write_mode():  # the bar makes room
+                print(file, flush=True)
 
 
 def _load(source: str) -> NovaPipeline:

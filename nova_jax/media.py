@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from nova_jax import files
 from nova_jax.errors import NovaError
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -79,29 +80,29 @@ def encode_mp4(frames: Clip, fps: float) -> bytes:
 
 
 def file_name(text: str) -> str:
-    """A prompt as a file name: its words joined by dashes, at most 80 characters."""
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:80] or "no-prompt"
+    """A prompt as a file name: its words joined by dashes, at most 80 characters or 200 bytes."""
+    words = re.sub(r"\W+", "-", text.lower()).strip("-")[:80]
+    return words.encode()[:200].decode(errors="ignore") or "no-prompt"
 
 
 def save(path: Path, data: bytes) -> Path:
-    """Writes a new file and returns its path.
+    """Writes a new file, which is there whole or not at all, and returns its path.
 
     It is `path`, or with a number before the suffix if that exists: `name-2.mp4`, `name-3.mp4`, ...
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for copy in itertools.count(2):
-        try:
-            with open(path, "xb") as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                except OSError:
-                    path.unlink()  # no half-written file on a full disk
-                    raise
-            return path
-        except FileExistsError:
-            stem = path.stem if copy == 2 else path.stem.rpartition("-")[0]
-            path = path.with_stem(f"{stem}-{copy}")
+    stem = path.stem
+    with files.unfinished(path) as hidden:
+        with open(hidden, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems say only now that they are full
+        for copy in itertools.count(2):
+            try:
+                files.publish(hidden, path)
+                return path
+            except FileExistsError:
+                path = path.with_stem(f"{stem}-{copy}")
     raise AssertionError("unreachable")
 
 

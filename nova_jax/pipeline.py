@@ -12,10 +12,11 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 from __future__ import annotations
 
 import copy
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
+from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -41,12 +43,14 @@ from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.request import (
     Batch,
+    Batches,
     FirstFrames,
     Output,
     OutputType,
     Prompt,
     Request,
     check_latents,
+    check_memory,
     check_negative,
     check_prompts,
     check_seeds,
@@ -60,6 +64,23 @@ from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
 SHIPPED = Path(__file__).parent / "assets" / "digits_t2v"
+
+Arguments = ParamSpec("Arguments")
+
+
+def _in_one(stream: Callable[Arguments, Iterator[Output]]) -> Callable[Arguments, Output]:
+    """The same function, which gives what all its batches hold."""
+
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Output:
+        """Generates all that `stream` gives, and takes what it takes."""
+        options["keep"] = True
+        return Output.joined(list(stream(*arguments, **options)))
+
+    given = inspect.signature(stream)
+    kept = [each for name, each in given.parameters.items() if name != "keep"]
+    signature = given.replace(parameters=kept, return_annotation="Output")
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
 
 
 class NovaPipeline:
@@ -188,7 +209,7 @@ class NovaPipeline:
         other.config, other._graph = model.config, nnx.graphdef(model)
         return other
 
-    def __call__(
+    def stream(
         self,
         prompt: str | int | Sequence[str] | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
@@ -216,9 +237,10 @@ class NovaPipeline:
         disable_progress_bar: bool = False,
         order: Int[jax.Array, "b n"] | None = None,
         noise: NoiseSource | None = None,
+        keep: bool = False,
         **options: Any,
-    ) -> Output:
-        """Generates videos, or pictures where there is one frame.
+    ) -> Generator[Output, None, None]:
+        """Generates videos, or pictures where there is one frame; gives each batch when it is made.
 
         A sample depends on its prompt, its seed and its number among the samples of its prompt, and
         on nothing else in the call: alone, in any batch and on any number of devices it is the
@@ -251,12 +273,14 @@ class NovaPipeline:
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
             order, noise: Reveal orders and noise of all samples, drawn elsewhere.
+            keep: Have memory for all samples counted before the start, not only for a batch's.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
         Returns:
-            The samples in the order of the prompts, those of one prompt next to each other.
+            The samples in the order of the prompts, those of one prompt next to each other, a batch
+            at a time: only one is in memory, unless the caller keeps them.
 
         Raises:
             NovaError: An option or the image does not fit the model.
@@ -287,17 +311,24 @@ class NovaPipeline:
             order=order,
             noise=noise,
         )
+        self._check_memory(request, returned=keep)
         return self._run(request, show_progress=not disable_progress_bar)
 
-    def _run(self, request: Request, *, show_progress: bool) -> Output:
+    __call__ = _in_one(stream)
+
+    def _run(self, request: Request, *, show_progress: bool) -> Generator[Output, None, None]:
         """Encodes, generates and decodes, batch by batch."""
-        devices = 1 if request.recorded else len(self._devices)
-        ways = devices if self._mesh is None else self._mesh.ways("batch")
-        batches = request.batches(ways, all_take_part=self._mesh is not None)
-        mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
-        latents, pixels = [], []
+        batches, devices = self._batches(request)
+        mesh, model = self._on_devices(devices, request.sampling.sampler)
+        left, latents_only = request.count, request.output_type == "latent"
         total = len(batches) * request.frames
-        with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
+        desc, off = "starting (what is new is compiled first)", not show_progress
+        with tqdm(desc=desc, unit="frame", total=total, disable=off) as bar:
+
+            def on_frame(_: int) -> None:
+                bar.set_description("generating", refresh=False)
+                bar.update()
+
             for batch in batches:
                 made = generate(
                     model,
@@ -307,13 +338,39 @@ class NovaPipeline:
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,
-                    on_frame=lambda _: bar.update(),
+                    on_frame=on_frame,
                     parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
-                latents.append(np.asarray(made))
-                if request.output_type != "latent":
-                    pixels.append(np.asarray(to_uint8(self.codec.decode(made))))
-        return Output.of(request, latents, pixels, self.fps)
+                latents = frames = np.array(made)[:left]  # the last sample pads a batch
+                if not latents_only:
+                    frames = np.array(to_uint8(self.codec.decode(made)))[:left]
+                left -= len(frames)
+                yield Output(latents, frames, self.fps, request.output_type)
+
+    def _batches(self, request: Request) -> tuple[Batches, int]:
+        """A request in batches, and how many devices share the samples of one."""
+        devices = 1 if request.recorded else len(self._devices)
+        ways = devices if self._mesh is None else self._mesh.ways("batch")
+        batches = request.batches(ways, all_take_part=self._mesh is not None)
+        return batches, min(batches.size, ways)
+
+    def _check_memory(self, request: Request, *, returned: bool) -> None:
+        """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
+        batches, ways = self._batches(request)
+        networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
+        devices = self._devices[:ways] if self._mesh is None else self._mesh.devices.flat
+        check_memory(
+            request,
+            self.config,
+            self.schedule,
+            self.codec,
+            samples=-(-batches.size // ways),
+            itemsize=jnp.dtype(self.model.dtype).itemsize,
+            transformer=device_bytes(self._state),
+            frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
+            devices=[one for one in devices if one.process_index == jax.process_index()],
+            returned=returned,
+        )
 
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any

@@ -6,6 +6,7 @@ Letters as in `nova_jax.pipeline`; g latent frames are given.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,11 +20,14 @@ from PIL import Image
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_float
+from nova_jax.distributed.memory import Part, check_fits, device_memory, host_memory
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.keys import image_keys, sample_key, seed_key
+from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.schedules import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +61,32 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Batches(Sequence[Batch]):
+    """Batches of one size, made when they are asked for; the last sample pads the last batch.
+
+    Attributes:
+        total: samples.
+        copies: of them, samples of each prompt.
+        size: samples of a batch.
+    """
+
+    total: int
+    copies: int
+    size: int
+
+    def __len__(self) -> int:
+        return -(-self.total // self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        first = range(len(self))[index] * self.size
+        samples = (min(sample, self.total - 1) for sample in range(first, first + self.size))
+        prompts, copies = zip(*(divmod(sample, self.copies) for sample in samples), strict=True)
+        return Batch(prompts, copies)
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
-    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.__call__` is asked for them.
+    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.stream` is asked for them.
 
     Attributes:
         prompts, negative, seeds: one of each for every prompt; seeds are keys.
@@ -99,7 +127,7 @@ class Request:
         """Samples."""
         return len(self.prompts) * self.copies
 
-    def batches(self, devices: int, *, all_take_part: bool) -> list[Batch]:
+    def batches(self, devices: int, *, all_take_part: bool) -> Batches:
         """All samples, in batches of one size that devices share evenly; the last sample pads.
 
         Fewer samples than devices take one device each, or are padded so that all take part.
@@ -113,8 +141,7 @@ class Request:
         size = -(-self.count // number)
         if all_take_part or size > devices:
             size += -size % devices
-        samples = np.minimum(np.arange(number * size), self.count - 1).reshape(number, size)
-        return [Batch(*(part.tolist() for part in divmod(row, self.copies))) for row in samples]
+        return Batches(self.count, self.copies, size)
 
     def keys(self, batch: Batch) -> Key[jax.Array, " b"]:
         """The samples' random keys."""
@@ -138,33 +165,30 @@ class Output:
     Attributes:
         latents: float32 `[B, T, h, w, C]`, as the transformer sees them.
         frames: uint8 RGB `[B, F, H, W, 3]`; with `output_type="latent"` the latents.
-        images: where F is 1, the frames as PIL images, or as an array `[B, H, W, 3]` with
-            `output_type="np"`; else None.
         fps: frames per second.
+        output_type: what was asked for.
     """
 
     latents: Float[np.ndarray, "b t h w c"]
     frames: np.ndarray
-    images: list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None
     fps: float
+    output_type: OutputType
 
     @classmethod
-    def of(
-        cls,
-        request: Request,
-        latents: Sequence[np.ndarray],
-        pixels: Sequence[np.ndarray],
-        fps: float,
-    ) -> Output:
-        """All batches together, without what pads the last one; no pixels: latents are wanted."""
-        whole = np.concatenate(latents)[: request.count]
-        if request.output_type == "latent":
-            return cls(whole, whole, None, fps)
-        frames = np.concatenate(pixels)[: request.count]
-        images: Any = frames[:, 0] if frames.shape[1] == 1 else None
-        if images is not None and request.output_type == "pil":
-            images = [Image.fromarray(image) for image in images]
-        return cls(whole, frames, images, fps)
+    def joined(cls, parts: Sequence[Output]) -> Output:
+        """The samples of all parts in one."""
+        latents = frames = np.concatenate([part.latents for part in parts])
+        if parts[0].output_type != "latent":
+            frames = np.concatenate([part.frames for part in parts])
+        return dataclasses.replace(parts[0], latents=latents, frames=frames)
+
+    @functools.cached_property
+    def images(self) -> list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None:
+        """Where F is 1, the frames as PIL images, or as an array with `output_type="np"`."""
+        if self.output_type == "latent" or self.frames.shape[1] > 1:
+            return None
+        pictures = self.frames[:, 0]
+        return pictures if self.output_type == "np" else list(map(Image.fromarray, pictures))
 
 
 @jax.jit
@@ -285,3 +309,73 @@ def encode_image(
         )
     mean, deviation = (np.asarray(x) for x in codec.posterior(to_float(fitted)[None, None]))
     return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation)
+
+
+def check_memory(
+    request: Request,
+    config: NovaConfig,
+    schedule: Schedule,
+    codec: VideoCodec,
+    *,
+    samples: int,
+    itemsize: int,
+    transformer: int,
+    frozen: int,
+    devices: Sequence[jax.Device],
+    returned: bool,
+) -> None:
+    """Counts what a request takes, see `nova_jax.sampling.memory`, before anything is compiled.
+
+    Args:
+        request: for samples.
+        config, schedule, codec: of the model.
+        samples: of a batch, on one device.
+        itemsize: bytes of a number of the computation.
+        transformer, frozen: bytes of its parameters and of all others, on one device.
+        devices: of this process, that take part.
+        returned: whether all samples are kept to be returned, not only those of a batch.
+
+    Raises:
+        NovaError: a device, or this machine, has less.
+    """
+    height, width = (side * codec.stride for side in config.latent_size)
+    frames, pixels = request.frames, 3 * codec.pixel_frames(request.frames) * height * width
+    latents = frames * config.num_tokens * config.token_dim
+    shorter = ["max_latent_length (num_frames)"] * (frames > 1)
+    smaller = [*shorter, "size", *["dtype (to bfloat16)"] * (itemsize > 2)]
+    fewer = ["batch_size"] * (samples > 1) + smaller
+    generation = generation_bytes(
+        config,
+        schedule,
+        request.sampling,
+        samples=samples,
+        frames=frames,
+        itemsize=itemsize,
+        parameters=transformer,
+    )
+    drawing = [Part("the drawing of a batch", generation, fewer)]
+    decoding = [
+        # Latents; pixels in float32, twice on their way to uint8.
+        Part("the pixels of a batch", samples * (4 * latents + 13 * pixels), fewer),
+        Part("the decoding of a clip", codec.decode_bytes(frames, (height, width)), smaller),
+    ]
+    stages = [drawing] if request.output_type == "latent" else [drawing, decoding]
+    largest = max(stages, key=lambda parts: sum(part.bytes for part in parts))
+    on_device = [Part("parameters", transformer + frozen, ()), *largest]
+
+    # Batches, and then all of them in one array.
+    sample = 4 * latents + pixels * (request.output_type != "latent")
+    copies = ["num_images_per_prompt"] * (request.copies > 1)
+    prompts = ["the number of prompts"] * (len(request.prompts) > 1)
+    kept = Part(
+        "the samples that are returned",
+        2 * sample * request.count * returned,
+        [*copies, *prompts, *shorter, "size"],
+    )
+    what, shared = "this request", devices[0].platform == "cpu"
+    if shared:
+        on_device = [part._replace(bytes=part.bytes * len(devices)) for part in on_device]
+        check_fits(what, [*on_device, kept], host_memory(), "this machine")
+        return
+    check_fits(what, on_device, device_memory(devices[0]), devices[0].device_kind)
+    check_fits(what, [kept], host_memory(), "this machine")

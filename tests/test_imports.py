@@ -23,6 +23,7 @@ LAYERS = (
     ("pipeline", "request"),
     ("training", "prepare", "export", "digits"),
     ("plan", "parity"),
+    ("recipes",),
     ("cli",),
     (
         "convert",

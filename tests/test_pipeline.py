@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import time
+import weakref
 from pathlib import Path
 
 import jax
@@ -18,6 +20,8 @@ from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
+from nova_jax.request import Request
+from nova_jax.sampling.options import SamplingConfig
 
 RELEASED = Path(__file__).parent / "golden" / "pipeline_t2v"
 PROMPTS = ["a red one", "a blue two moves up", "the digit three in white", "green 4, left"]
@@ -68,6 +72,45 @@ def test_a_video_is_the_same_alone_and_in_any_batch(pipeline, videos):
     assert_same(pipeline(PROMPTS[1], seed=7).frames, videos[1:2])
     assert_same(pipeline(PROMPTS[::-1], seed=7).frames, videos[::-1])
     assert_same(pipeline(PROMPTS, seed=7, batch_size=2).frames, videos)
+
+
+def test_batches_come_one_by_one_and_are_what_a_call_gives(pipeline):
+    options = {"seed": 7, "batch_size": 2, "num_frames": 1}
+    together = pipeline(PROMPTS[:3], **options)
+    stream = pipeline.stream(PROMPTS[:3], **options)
+    first = next(stream)
+    np.testing.assert_array_equal(first.frames, together.frames[:2])
+    np.testing.assert_array_equal(first.latents, together.latents[:2])
+    assert [np.asarray(image).tolist() for image in first.images] == first.frames[:, 0].tolist()
+    kept = weakref.ref(first)
+    del first
+    (second,) = stream
+    assert kept() is None  # memory does not grow with the number of samples
+    np.testing.assert_array_equal(second.frames, together.frames[2:])
+    assert len(together.images) == 3 and together.images is together.images
+    with pytest.raises(NovaError, match="no prompt given"):
+        pipeline.stream([])  # at once, not with the first batch
+
+
+def test_no_batch_is_padding_alone():
+    """Ten samples, three at most in a batch of four devices."""
+    request = Request(
+        prompts=["one"] * 5,
+        negative=None,
+        seeds=[],
+        copies=2,
+        frames=1,
+        first=None,
+        flow=0.0,
+        sampling=SamplingConfig(),
+        batch_size=3,
+        output_type="np",
+        order=None,
+        noise=None,
+    )
+    batches = request.batches(4, all_take_part=True)
+    assert [batch.prompts for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]
+    assert [batch.copies for batch in batches] == [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
 
 
 def test_a_video_is_the_same_on_several_devices(untrained, videos):
@@ -125,7 +168,8 @@ def test_options_come_on_top_of_a_config(pipeline):
 
 def test_progress_counts_frames_of_all_batches_and_can_be_silenced(pipeline, capsys):
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2)
-    assert "6/6" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and shown.lstrip().startswith("starting (what is new is compiled first)")
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2, disable_progress_bar=True)
     assert not capsys.readouterr().err
 
@@ -171,6 +215,44 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
     with pytest.raises(NovaError, match=message):
         pipeline(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            {"num_images_per_prompt": 10**9},
+            "for the samples that are returned; .* lower num_images",
+        ),
+        (
+            {"num_images_per_prompt": 10**9, "batch_size": 10**9},
+            "for the drawing of a batch; .* lower batch_size or max_latent_length",
+        ),
+        ({"num_frames": 10**9}, "for the drawing of a batch; .* lower max_latent_length"),
+        ({"max_latent_length": 10**8}, r"TB of memory, .* this machine has [\d.]+ GB; lower max_"),
+        ({"num_diffusion_steps": 10**9}, "num_diffusion_steps is 1000000000"),
+    ],
+    ids=str,
+)
+def test_requests_that_no_memory_holds_are_refused_at_once(pipeline, arguments, reason):
+    began = time.monotonic()
+    with pytest.raises(NovaError, match=reason):
+        pipeline("one", **arguments)
+    assert time.monotonic() - began < 5
+
+
+def test_a_size_that_no_memory_holds_is_refused(pipeline):
+    with pytest.raises(NovaError, match="lower max_latent_length .* or size or dtype"):
+        pipeline.resized(99968, 99968)("one")
+
+
+def test_large_numbers_that_take_no_memory_are_taken(pipeline, videos):
+    assert_same(pipeline(PROMPTS, seed=7, batch_size=10**9).frames, videos)
+    steps = pipeline.config.num_tokens * 2
+    most = pipeline("one", num_frames=1, num_inference_steps=10**9).frames
+    np.testing.assert_array_equal(
+        most, pipeline("one", num_frames=1, num_inference_steps=steps).frames
+    )
 
 
 @pytest.fixture(scope="module")

@@ -83,3 +83,7 @@ class PixelCodec:
     def decode(self, latents: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
         """Pixels of latents."""
         return latents / self.scale + self.shift
+
+    def decode_bytes(self, latent_frames: int, size: tuple[int, int]) -> float:
+        """Float32 pixels before the last operation."""
+        return 4.0 * 3 * latent_frames * size[0] * size[1]

@@ -32,6 +32,9 @@ from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Sche
 from nova_jax.text.interface import TextEncoder
 from nova_jax.text.registry import LANGUAGE_MODELS
 
+LAYOUT = (
+    "model_index.json", "transformer/", "scheduler/", "vae/", "text_encoder/", "tokenizer/",
+)  # fmt: skip
 NUM_CLASSES = 1000  # of every class-conditional release; config.json does not say
 WEIGHTS = "diffusion_pytorch_model"  # of transformers and autoencoders
 TEXT_WEIGHTS = ("model", "pytorch_model")
@@ -49,8 +52,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NovaError(f"{path} is missing; is this a model in the released layout?") from None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise NovaError(
+            f"{path} is missing; is this a model in the released layout? It has {', '.join(LAYOUT)}"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise NovaError(f"{path} is not JSON ({error}); fetch it again") from None
     if not isinstance(values, dict):

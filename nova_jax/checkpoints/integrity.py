@@ -36,6 +36,11 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise NovaError(f"{file} is damaged: {error}; restore it from a copy") from error
+    if isinstance(config, dict) and config.keys() & {"_class_name", "model_type"}:
+        raise NovaError(
+            f"{file} is not of nova_jax but of a part of a released model; give the directory that "
+            f"{Path(directory).name}/ is in"
+        )
     if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
         raise NovaError(f"{file} is not of nova_jax; give a nova_jax checkpoint, or convert it")
     if config.get("version") != FORMAT["version"]:

@@ -42,6 +42,8 @@ from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 
+_INDEX = "model_index.json"  # of a released model
+
 Kind = Literal["released", "model", "run"]
 #: Parameters of a training run: averaged, or as they are.
 Weights = Literal["ema", "raw"]
@@ -220,7 +222,7 @@ def open_checkpoint(
         NovaError: there is no such directory or model, or the directory is none of the three.
     """
     directory = locate(source, part)
-    if (directory / "model_index.json").is_file():
+    if (directory / _INDEX).is_file():
         return _Released(directory, {})
     if (directory / CONFIG).is_file():
         directory = absolute(directory)
@@ -231,9 +233,14 @@ def open_checkpoint(
     # A release of some of its parts, such as the frozen ones that data is prepared with.
     if any((directory / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
         return _Released(directory, {})
+    below = (*directory.iterdir(), *directory.glob("snapshots/*"))
+    near = [
+        str(path) for path in below if any((path / name).is_file() for name in (_INDEX, CONFIG))
+    ]
+    hint = f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
     raise NovaError(
         f"{directory} is no checkpoint: it has no {CONFIG}, as a model directory and the --workdir "
-        "of a training run have, and no model_index.json, as a released model has"
+        f"of a training run have, and no {_INDEX}, as a released model has{hint}"
     )
 
 

@@ -25,6 +25,7 @@ from nova_jax.checkpoints.integrity import (
     CHECKPOINTS,
     CONFIG,
     FORMAT,
+    PARAMS,
     absolute,
     damage,
     read_config,
@@ -224,6 +225,8 @@ def claim_workdir(
     """
     workdir = absolute(workdir)
     config = json.loads(json.dumps(FORMAT | dict(config)))
+    if (workdir / PARAMS).is_dir():
+        raise NovaError(f"{workdir} is a model directory, not a run's; choose another --workdir")
     if (workdir / CONFIG).exists():
         old, new = (flatten_dict(c, sep=".") for c in (read_config(workdir), config))
         missing = object()
@@ -234,6 +237,8 @@ def claim_workdir(
             and not any(key == name or key.startswith(f"{name}.") for name in free)
         ]
         if different:
+            if len(different) > 5:
+                different[5:] = [f"{len(different) - 5} more"]
             raise NovaError(
                 f"{workdir} is the work directory of another config: {', '.join(different)}; "
                 "choose another --workdir or undo the changes"

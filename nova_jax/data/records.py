@@ -148,7 +148,7 @@ def read_metadata(directory: Path) -> Metadata:
     path = directory / METADATA
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NovaError(
             f"{directory} has no {METADATA}; give a directory that nova_jax.prepare has finished"
         ) from None

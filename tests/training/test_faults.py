@@ -22,6 +22,7 @@ from processes import (
 )
 
 from nova_jax.checkpoints.integrity import verify_checksums
+from nova_jax.distributed.lock import hold
 
 STEPS = 12
 SLOW = pytest.mark.slow
@@ -182,6 +183,20 @@ def logs(folder: Path) -> str:
 def losses(workdir: Path) -> dict[int, float]:
     found = (record for record in records(workdir) if "train_video/loss" in record)
     return {record["step"]: record["train_video/loss"] for record in found}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_work_directory_in_use_is_refused_at_once_in_every_process(
+    small, programs, tmp_path, count
+):
+    workdir = tmp_path / "run"
+    with hold(workdir / "lock"):
+        second = start_together(count, small, workdir, logs=tmp_path / "logs", cache=programs)
+        assert finish(second) == [2] * count, logs(tmp_path / "logs")
+        assert [path.name for path in workdir.iterdir()] == ["lock"]
+    for i in range(count):
+        last = (tmp_path / "logs" / f"{i}.log").read_text().splitlines()[-1]
+        assert last.startswith(f"error: {workdir} is in use by process {os.getpid()} on ")
 
 
 def test_processes_that_differ_are_named_and_nothing_is_written(small, programs, tmp_path):
