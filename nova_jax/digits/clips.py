@@ -31,6 +31,9 @@ GLYPH = 8
 #: Every fifth image of a digit is held out: 20 %, the same share of each digit.
 HELD_OUT_EVERY = 5
 
+#: Of so many clips the random numbers, which stay in memory, take a gigabyte.
+_MOST_CLIPS = 10_000_000
+
 #: When a bounce turns, as a share of the clip.
 TURN = 2 / 3
 #: Length of a path as a share of the longest that keeps the digit on the canvas.
@@ -103,6 +106,8 @@ class DigitsConfig:
             raise NovaError("place_jitter and brightness_jitter must lie between 0 and 1")
         if not 0 <= self.size_jitter < 1:
             raise NovaError(f"size_jitter must lie between 0 and 1, not {self.size_jitter}")
+        if self.num_clips > _MOST_CLIPS:
+            raise NovaError(f"num_clips is {self.num_clips}; it must be at most {_MOST_CLIPS}")
         largest = self.digit_size * (1 + self.size_jitter) * (GLYPH + 1) / GLYPH
         if largest >= min(self.size):
             raise NovaError(
