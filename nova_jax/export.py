@@ -32,6 +32,7 @@ from jax import export as jax_export
 
 import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
+from nova_jax.checkpoints.finite import check_finite
 from nova_jax.errors import NovaError
 from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
@@ -85,7 +86,8 @@ def export(
         The two files.
 
     Raises:
-        NovaError: a file exists already, or an option does not fit the model.
+        NovaError: a file exists already, an option does not fit the model, or its weights are not
+            finite.
     """
     files = destination(file)
     frames = pipeline.latent_frames(max_latent_length, num_frames)
@@ -128,6 +130,7 @@ def export(
             "output": _described(exported.out_avals[0]),
             "weights": list(used),
         }
+    check_finite(weights, f"{files[1]} was not written", "restore the model from a copy")
     contents["about.json"] = json.dumps(about, indent=1)
     write(files, contents, weights)
     return files

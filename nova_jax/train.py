@@ -66,8 +66,8 @@ def main() -> None:
     print(f"{result.step} of {config.steps} steps done, {result.seconds:.0f} s, in {workdir}")
     for name, value in result.speed.items():
         print(f"  {name:18} {value:.4g}")
-    if result.skipped:
-        print(f"{result.skipped} steps were skipped: their loss or gradients were not finite")
+    for what, count in result.skipped.items():
+        print(f"{count} steps were skipped, their {what} not finite")
     if not result.finished:
         print("Stopped; the same command goes on from here.")
         return

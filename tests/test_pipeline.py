@@ -109,8 +109,8 @@ def test_no_batch_is_padding_alone():
         noise=None,
     )
     batches = request.batches(4, all_take_part=True)
-    assert [batch.prompts for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]
-    assert [batch.copies for batch in batches] == [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
+    assert [list(batch.prompts) for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]
+    assert [list(batch.copies) for batch in batches] == [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
 
 
 def test_a_video_is_the_same_on_several_devices(untrained, videos):

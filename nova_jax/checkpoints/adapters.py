@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from nova_jax.checkpoints import rules
+from nova_jax.checkpoints.finite import check_finite
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
@@ -56,8 +57,12 @@ def save_adapters(
     """Writes adapters of `model`, which is found at `base`, replacing earlier ones.
 
     They are by path, as `nova_jax.training.lora` names them; there is what rank and alpha are.
+
+    Raises:
+        NovaError: one is not finite; earlier ones stay then.
     """
     directory = Path(directory)
+    check_finite(adapters, f"{directory} was not written", "use an earlier checkpoint")
     directory.mkdir(parents=True, exist_ok=True)
     abstract = nnx.eval_shape(lambda: Nova(model, rngs=nnx.Rngs(0)))
     variables = dict(nnx.to_flat_state(nnx.state(abstract)))

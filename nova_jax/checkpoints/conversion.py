@@ -118,7 +118,9 @@ def native_to_released(
         )
     base = Path(locate(origin))
     dtypes = dtype or config.get("dtypes", "float32")
-    trained, schedule = checkpoint.load_transformer()
+    # In the type of the files, so that what this type cannot hold is found before one is written.
+    kept = dtypes if isinstance(dtypes, str) else "float32"
+    trained, schedule = checkpoint.load_transformer(param_dtype=kept)
     model = trained.config
 
     with unfinished(out) as new:

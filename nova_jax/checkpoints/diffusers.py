@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from nova_jax.autoencoders.codec import AutoencoderCodec
 from nova_jax.autoencoders.registry import AUTOENCODERS
 from nova_jax.checkpoints import rules
+from nova_jax.checkpoints.finite import check_finite
 from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.config import from_dict, to_plain
 from nova_jax.distributed.mesh import MeshLayout, parameter_shardings
@@ -232,11 +233,16 @@ def load_autoencoder(
         aliases=rules.AUTOENCODER_ALIASES,
         shardings=None if mesh is None else parameter_shardings(network, mesh),
     )
-    scale, shift = config.scaling_factor, config.shift_factor or 0.0
+    scale: Any = config.scaling_factor
+    shift: Any = config.shift_factor or 0.0
     if "scaling_factors" in tensors:  # the release's LTX-Video: one for each channel
         shift, scale = (np.ravel(tensors[f"{kind}_factors"]) for kind in ("shift", "scaling"))
     elif "latents_std" in tensors:  # diffusers'
-        shift, scale = np.ravel(tensors["latents_mean"]), scale / np.ravel(tensors["latents_std"])
+        with np.errstate(divide="ignore"):
+            scale = scale / np.ravel(tensors["latents_std"])
+        shift = np.ravel(tensors["latents_mean"])
+    latents = {"scale": np.asarray(scale), "shift": np.asarray(shift)}
+    check_finite(latents, f"{directory}, what latents are brought to", "fetch it again")
     return AutoencoderCodec(network, scale=scale, shift=shift)
 
 

@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from nova_jax.checkpoints.adapters import apply_adapters
+from nova_jax.checkpoints.finite import check_finite
 from nova_jax.checkpoints.integrity import (
     CHECKSUMS,
     CONFIG,
@@ -72,11 +73,15 @@ def save_model(
         dtype: stored type; a half type halves the files. None keeps the types there are.
 
     Raises:
-        NovaError: if something else is at `directory`, or the disk is full.
+        NovaError: if something else is at `directory`, the disk is full, or a variable is not
+            finite in the type that it is stored in; an earlier model stays then.
     """
     directory = absolute(directory)
     params = directory / PARAMS
     stored = {name: value.astype(dtype or value.dtype) for name, value in variables.items()}
+    check_finite(
+        stored, f"{directory} was not written", "use an earlier checkpoint, or a wider dtype"
+    )
     described = FORMAT | {"step": step} | {key: config[key] for key in MODEL_KEYS if key in config}
 
     def prepare() -> None:
@@ -127,7 +132,8 @@ def load_parameters(
             all on the first.
 
     Raises:
-        NovaError: files are damaged, or hold another model.
+        NovaError: files are damaged, hold another model, or numbers that are not finite in
+            `param_dtype`.
     """
     verify_checksums(source)
     abstract = nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0), dtype=dtype))
@@ -136,9 +142,11 @@ def load_parameters(
     default = SingleDeviceSharding(jax.devices()[0]) if mesh is None else replicated(mesh)
     variables = {} if frozen is None else _restore(source / frozen, shardings, default)
     trained = _restore(source / tree, shardings, default)
+    remedy = "restore it from a copy, or use an earlier one"
     if adapters is None:
         variables |= trained
     else:
+        check_finite(trained, f"checkpoint {source}", remedy)
         variables = apply_adapters(variables, trained, adapters)
 
     graphdef, state = nnx.split(abstract)
@@ -152,6 +160,7 @@ def load_parameters(
                 f"has {wanted}; restore both from one copy"
             )
     values = {name: jnp.asarray(value, param_dtype) for name, value in variables.items()}
+    check_finite(values, f"checkpoint {source}", remedy)
     return nnx.merge(graphdef, unflatten_dict(values, sep="."))
 
 

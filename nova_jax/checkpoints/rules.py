@@ -23,6 +23,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from nova_jax.checkpoints.finite import not_finite, refuse
 from nova_jax.checkpoints.tensors import Tensors
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -250,8 +251,8 @@ def fill(
         shardings: where variables live, by dotted path; by default on the first device.
 
     Raises:
-        NovaError: naming every tensor that is missing, unknown, there twice or of another shape;
-            nothing is read then.
+        NovaError: naming every tensor that is missing, unknown, there twice or of another shape,
+            and nothing is read then; or those that are not finite in the type of the variable.
     """
     variables = dict(nnx.to_flat_state(nnx.state(model)))
     if unfilled := set(variables) - {entry.path for entry in entries}:
@@ -291,8 +292,26 @@ def fill(
         if entry.path not in filled:
             filled[entry.path] = jnp.zeros(variable.shape, variable.dtype, device=sharding)
         filled[entry.path] = _insert(filled[entry.path], value, entry.block)
+    _check_finite(filled, entries, names, tensors.source)
     flat = [(path, variable.replace(filled[path])) for path, variable in variables.items()]
     nnx.update(model, nnx.from_flat_state(flat))
+
+
+def _check_finite(
+    filled: Mapping[Path, jax.Array],
+    entries: Sequence[Entry],
+    names: Mapping[str, str],
+    source: str,
+) -> None:
+    """Raises a `NovaError` with the names that tensors have in their file."""
+    flagged = not_finite({".".join(map(str, path)): array for path, array in filled.items()})
+    found: dict[str, str] = {}
+    for entry in entries:
+        if ".".join(map(str, entry.path)) in flagged:
+            array = filled[entry.path]
+            value = array if entry.block is None else array[entry.block]
+            found |= not_finite({names[entry.released]: value})
+    refuse(found, source, "fetch it again, or use a wider dtype")
 
 
 @functools.partial(jax.jit, donate_argnums=0)

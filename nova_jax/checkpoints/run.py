@@ -3,16 +3,18 @@
     config.json        the resolved config of the run, a superset of a model's
     checkpoints/STEP/  params, frozen, ema, optimizer, data (position), checksums.json
 
-A run whose newest checkpoint is damaged goes on from the one before; the damaged one stays, as
-checkpoints/STEP.damaged.
+A run whose newest checkpoint is damaged, or holds a number that is not finite, goes on from the one
+before; the damaged one stays, as checkpoints/STEP.damaged.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol, Self
 
 import jax
@@ -21,6 +23,7 @@ from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from nova_jax.checkpoints.finite import check_finite, in_words, not_finite
 from nova_jax.checkpoints.integrity import (
     CHECKPOINTS,
     CONFIG,
@@ -88,16 +91,26 @@ class RunCheckpoints:
             step: steps done.
             trees: pytrees of arrays by name.
             data: its position is saved.
-            loss: validation loss, by which the best checkpoint is known.
+            loss: validation loss, by which the best checkpoint is known; one that is not finite
+                counts as none.
+
+        Raises:
+            NovaError: an array is not finite, and nothing is written; or there is no space.
         """
         if step in self._manager.all_steps():
             return
+        check_finite(
+            trees,
+            f"{self.directory}: step {step} was not saved",
+            "lower optimizer.learning_rate; the same command goes on from the checkpoint before",
+        )
+        validated = loss is not None and math.isfinite(loss)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         with writing(self.directory, trees):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(data=ocp.args.JsonSave(data.get_state()), **items),
-                metrics=None if loss is None else {"loss": loss},
+                metrics={"loss": loss} if validated else None,
             )
 
     def restore(self, step: int, trees: Mapping[str, Any], data: Position) -> dict[str, Any]:
@@ -106,12 +119,14 @@ class RunCheckpoints:
         `trees` and `data` are those of `restore_newest`.
 
         Raises:
-            NovaError: if the checkpoint is damaged.
+            NovaError: if the checkpoint is damaged or not finite.
         """
         self.wait()  # it may be the one that is still being written
         source = self.directory / str(step)
         verify_checksums(source)
-        return self._read(source, trees, data)
+        restored = self._read(source, trees, data)
+        check_finite(restored, f"checkpoint {source}", "go on from an earlier one")
+        return restored
 
     def restore_newest(
         self, trees: Mapping[str, Any], data: Position
@@ -119,9 +134,9 @@ class RunCheckpoints:
         """Reads the newest checkpoint back that is whole, and puts `data` at its position.
 
         First waits for the one that is still being written. Then, from the newest down, a
-        checkpoint whose files are not what was written is named in a warning and renamed to
-        ``STEP.damaged``, where nothing looks at it again, and the one before it is tried. What is
-        whole and does not fit `trees` is an error: that is no damage.
+        checkpoint whose files are not what was written, or which is not finite, is named in a
+        warning and renamed to ``STEP.damaged``, where nothing looks at it again, and the one before
+        it is tried. What is whole and does not fit `trees` is an error: that is no damage.
 
         Args:
             trees: pytrees of arrays that say structure, types and sharding; their values are not
@@ -135,11 +150,18 @@ class RunCheckpoints:
             NovaError: if there are checkpoints and every one of them is damaged.
         """
         self.wait()
-        newest = multihost.on_first(self._newest_whole)
-        self._manager.reload()
-        if newest is None:
-            return None
-        return newest, self._read(self.directory / str(newest), trees, data)
+        refused: dict[int, str] = {}
+        while True:
+            newest = multihost.on_first(partial(self._newest_whole, refused))
+            self._manager.reload()
+            if newest is None:
+                return None
+            source = self.directory / str(newest)
+            restored = self._read(source, trees, data)
+            if not (found := not_finite(restored)):
+                return newest, restored
+            refused[newest] = f"checkpoint {source}: {in_words(found)}"
+            del restored  # there is not always memory for two
 
     def _check_losses(self) -> None:
         """Sets checkpoints aside whose validation loss Orbax would fail to read at its start."""
@@ -149,11 +171,16 @@ class RunCheckpoints:
             except NovaError as error:
                 _set_aside(checkpoint, error)
 
-    def _newest_whole(self) -> int | None:
-        """Step of the newest checkpoint that is whole, with those after it set aside."""
+    def _newest_whole(self, refused: Mapping[int, str]) -> int | None:
+        """Step of the newest checkpoint that is whole, with those after it set aside.
+
+        `refused` says what is wrong with numbers of some that were read.
+        """
         checkpoints = _steps(self.directory)
         for checkpoint in reversed(checkpoints):
             try:
+                if reason := refused.get(int(checkpoint.name)):
+                    raise NovaError(reason)
                 verify_checksums(checkpoint)
             except NovaError as error:
                 _set_aside(checkpoint, error)
@@ -292,4 +319,5 @@ def choose_checkpoint(workdir: Path, step: Step) -> Path:
 def _validation_loss(checkpoint: Path) -> float | None:
     file = checkpoint / "metrics" / "metrics"
     with damage(file):
-        return json.loads(file.read_text())["loss"] if file.exists() else None
+        loss = json.loads(file.read_text())["loss"] if file.exists() else math.nan
+        return loss if math.isfinite(loss) else None

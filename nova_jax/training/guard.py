@@ -1,8 +1,8 @@
 """What happens when numbers go wrong: skipped steps, their cause, and the way back.
 
-A step whose loss or gradients are not finite changes nothing (`nova_jax.training.step`). This file
-counts such steps on the host, names what produced the first of a row, and says when to go back to
-the last checkpoint.
+A step changes nothing if its loss, its gradients or its update are not finite
+(`nova_jax.training.step`). This file counts such steps on the host, names what produced the first
+of a row, and says when to go back to the last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+import optax
 
 from nova_jax.distributed.mesh import replicate, replicated
 from nova_jax.errors import NovaError
@@ -25,7 +25,7 @@ from nova_jax.models.observe import Places, observed
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
 from nova_jax.training.state import TrainState
-from nova_jax.training.step import Batch, Metrics, Trainer
+from nova_jax.training.step import Batch, Metrics, Trainer, not_finite
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,10 @@ class NumericsGuard:
             self._in_a_row = 0
             return False
         if self._in_a_row == 0:
-            number, batch, _ = last
-            cause = self._diagnose(state, batch, number)
-            logger.warning(
-                "step %d skipped, its loss or gradients are not finite: %s", number, cause
-            )
-            self._cause = cause
+            number, batch, metrics = last
+            self._cause = self._diagnose(state, batch, number)
+            what = not_finite(jax.device_get(metrics))
+            logger.warning("step %d skipped, its %s not finite: %s", number, what, self._cause)
         self._in_a_row += 1
         if self._in_a_row < self.config.limit:
             return False
@@ -102,8 +100,9 @@ def make_diagnosis(trainer: Trainer) -> Diagnose:
     """Makes ``(state, batch, step) -> words``: what is first not finite when a step is repeated.
 
     Looked at are the batch, the parameters, what each module gives in the order of the forward
-    pass, and the gradients. Compiled when it is first needed. The repetition has the parameters of
-    `state`, which are the step's own if the steps since were skipped too.
+    pass, the gradients, and the parameters that they would lead to. Compiled when it is first
+    needed. The repetition has the parameters of `state`, which are the step's own if the steps
+    since were skipped too.
     """
 
     def finite(x: jax.Array) -> jax.Array:
@@ -121,11 +120,19 @@ def make_diagnosis(trainer: Trainer) -> Diagnose:
     @functools.partial(jax.jit, out_shardings=on_all)
     def look(state: TrainState, batch: Batch, step: int) -> tuple[jax.Array, Places, Any]:
         (parts, gradients), places = observed(repeat, finite)(state, batch, step)
-        return parts.loss, places, finite_of(gradients)
+        params = trainer.update(state, gradients)[0]
+        flags = {
+            "gradients": gradients,
+            "norm": optax.tree.norm(gradients),
+            "params": params,
+            "param_norm": optax.tree.norm(params),
+        }
+        return parts.loss, places, finite_of(flags)
 
-    def first(flags: Mapping[str, Any]) -> str | None:
-        flat = flatten_dict(jax.device_get(flags), sep=".")
-        return next((name for name, flag in flat.items() if not flag), None)
+    def first(flags: Any) -> str | None:
+        flat = jax.tree_util.tree_leaves_with_path(jax.device_get(flags))
+        paths = (path for path, flag in flat if not flag)
+        return next((jax.tree_util.keystr(p, simple=True, separator=".") for p in paths), None)
 
     def diagnose(state: TrainState, batch: Batch, step: int) -> str:
         if name := first(finite_of(dict(batch))):
@@ -133,13 +140,19 @@ def make_diagnosis(trainer: Trainer) -> Diagnose:
         if name := first(finite_of(state.params)):
             return f"the parameter {name}"
         number = replicate(np.int32(step), trainer.mesh)
-        loss, places, gradients = jax.device_get(look(state, batch, number))
+        loss, places, flags = jax.device_get(look(state, batch, number))
         if name := first(places):
             return name
         if not math.isfinite(loss):
             return "the loss, though no module's output"
-        if name := first(gradients):
+        if name := first(flags["gradients"]):
             return f"the gradient of {name}"
+        if not flags["norm"]:
+            return "the norm of all gradients"
+        if name := first(flags["params"]):
+            return f"the new parameter {name}"
+        if not flags["param_norm"]:
+            return "the norm of all new parameters"
         return "not when repeated with the parameters after it"
 
     return diagnose

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from functools import cache, partial
 
@@ -78,7 +78,8 @@ class Result:
         validation: the last validation's numbers.
         seconds: how long this process trained.
         parameters: size of the model.
-        skipped: steps of this process that were not finite.
+        skipped: steps of this process that were not finite, by what of them was not, see
+            `nova_jax.training.step.not_finite`; empty if there were none.
         speed: see `nova_jax.training.throughput.Throughput`.
     """
 
@@ -87,7 +88,7 @@ class Result:
     validation: dict[str, float]
     seconds: float
     parameters: int
-    skipped: int
+    skipped: Mapping[str, int]
     speed: dict[str, float]
 
 
@@ -100,8 +101,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     see `nova_jax.checkpoints.adapters`). A run that SIGINT or SIGTERM stops saves its state first.
 
     Raises:
-        NovaError: if the config makes no sense, or `workdir` holds another run or a damaged one,
-            or one that another process is at.
+        NovaError: if the config makes no sense, `workdir` holds another run or a damaged one or
+            another process is at it, or numbers do not stay finite (see `nova_jax.training.guard`).
     """
     # 1. The parts, before anything is written: most mistakes show here.
     workdir = Path(workdir)

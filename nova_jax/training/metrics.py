@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
 from nova_jax.files import write_whole
 from nova_jax.media import encode_gif, encode_png
-from nova_jax.training.step import Batch, Metrics
+from nova_jax.training.step import Batch, Metrics, not_finite
 
 
 class MetricWriter:
@@ -140,11 +141,12 @@ class MetricWriter:
 class StepLog:
     """Metrics from when steps are queued until they are written, and a progress bar.
 
-    `done` steps of the run's `steps` come before the first.
+    `done` steps of the run's `steps` come before the first. What is counted in `skipped` is said at
+    `nova_jax.training.step.not_finite`.
     """
 
     def __init__(self, writer: MetricWriter, done: int, steps: int):
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()
         self._writer = writer
         self._pending: list[tuple[int, tuple[int, ...], Metrics]] = []
         self._bar = tqdm(
@@ -183,7 +185,7 @@ class StepLog:
 
     def _take(self) -> list[tuple[int, tuple[int, ...], Any]]:
         taken, self._pending = jax.device_get(self._pending), []
-        self.skipped += sum(int(metrics["skipped"]) for *_, metrics in taken)
+        self.skipped.update(filter(None, (not_finite(metrics) for *_, metrics in taken)))
         return taken
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +72,15 @@ class Trainer:
         """
         parts, gradients = self.loss_and_gradients(state, batch, draws)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm)
-        updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = update_ema(self.ema, state.step + 1, state.ema, params)
+        updated = self.update(state, gradients)
+        param_norm = optax.tree.norm(updated[0])
+        # Norms are roots of sums of squares in float32. Where both are finite, so is all that is
+        # stored: moments are means of gradients and of their squares, averages of parameters.
+        finite = jnp.isfinite(parts.loss) & jnp.isfinite(norm) & jnp.isfinite(param_norm)
         # A step that is not finite only counts as one; all else stays what it was.
         old = (state.params, state.optimizer, state.ema)
         params, optimizer_state, average = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, optimizer_state, average), old
+            lambda new, old: jnp.where(finite, new, old), updated, old
         )
         new = TrainState(state.step + 1, params, state.frozen, optimizer_state, average)
         metrics = {
@@ -85,11 +88,17 @@ class Trainer:
             "loss_first": parts.first,
             "loss_rest": parts.rest,
             "grad_norm": norm,
-            "param_norm": optax.tree.norm(params),
+            "param_norm": param_norm,
             "lr": jnp.asarray(self.learning_rate(state.step), jnp.float32),
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
         return new, metrics, parts, gradients
+
+    def update(self, state: TrainState, gradients: Params) -> tuple[Params, optax.OptState, Params]:
+        """Parameters, state of the optimizer and moving average after these gradients."""
+        updates, optimizer_state = self.optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return params, optimizer_state, update_ema(self.ema, state.step + 1, state.ema, params)
 
     def loss_and_gradients(
         self, state: TrainState, batch: Batch, draws: TrainingDraws
@@ -118,8 +127,8 @@ def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:
     Returns:
         The step. A batch is that of `nova_jax.data.batch`, on the mesh. Metrics are
         scalars: loss, loss_first and loss_rest (first frame and later ones), grad_norm (before
-        clipping), param_norm, lr, skipped (1 if loss or gradients were not finite, and so nothing
-        was changed).
+        clipping), param_norm (of what the update made, or would have made), lr, skipped (1 if loss
+        or either norm were not finite, and so nothing was changed; see `not_finite`).
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -132,6 +141,18 @@ def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:
         out_shardings=(shardings, replicated(trainer.mesh)),
         donate_argnums=0,
     )
+
+
+def not_finite(metrics: Mapping[str, Any]) -> str | None:
+    """What a step was skipped for: its "loss", "gradients" or "update"; None if it was not skipped.
+
+    The metrics are on the host.
+    """
+    if not metrics["skipped"]:
+        return None
+    if not math.isfinite(metrics["loss"]):
+        return "loss"
+    return "update" if math.isfinite(metrics["grad_norm"]) else "gradients"
 
 
 def batch_loss(

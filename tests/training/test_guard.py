@@ -17,16 +17,15 @@ from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.guard import GuardConfig, NumericsGuard, make_diagnosis
 from nova_jax.training.state import TrainState, state_maker
-from nova_jax.training.step import Trainer, make_train_step
+from nova_jax.training.step import Trainer, make_train_step, not_finite
 
 CONFIG = NovaConfig.from_dict(small.VIDEO)
 
 
-@pytest.fixture(scope="module")
-def trainer():
+def made(learning_rate=1e-3, **options):
     """A step, the diagnosis, a function that makes states, and a batch, all on a mesh."""
     mesh = make_mesh(config=MeshConfig(fsdp=2, context=2))
-    optimizer, schedule = optax.adam(1e-3), FlowMatchingSchedule()
+    optimizer, schedule = optax.adamw(learning_rate), FlowMatchingSchedule()
     blueprint, _, create = state_maker(CONFIG, optimizer, mesh)
     state = create({})
     trainer = Trainer(
@@ -34,9 +33,10 @@ def trainer():
         mesh=mesh,
         schedule=schedule,
         optimizer=optimizer,
-        learning_rate=optax.constant_schedule(1e-3),
+        learning_rate=optax.constant_schedule(learning_rate),
         loss_repeat=1,
         seed=3,
+        **options,
     )
     step = make_train_step(trainer, state)
     rng = np.random.default_rng(0)
@@ -49,6 +49,11 @@ def trainer():
     }
     copy = lambda: jax.tree.map(jnp.copy, state)  # noqa: E731 - a step takes its state away
     return step, make_diagnosis(trainer), copy, shard_batch(batch, mesh)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    return made()
 
 
 def with_parameter(state, name, change):
@@ -69,6 +74,26 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer):
     state, metrics = step(state, batch)
     assert metrics["skipped"] == 0 and np.isfinite(metrics["loss"])
     assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params, before.params)))
+
+
+@pytest.mark.parametrize(
+    ("options", "what", "cause"),
+    [
+        # Finite gradients whose squares are not: Adam's second moment would be infinite for good.
+        ({"first_frame_loss": 1e25}, "gradients", "the norm of all gradients"),
+        ({"learning_rate": 1e30}, "update", "the norm of all new parameters"),
+        ({"learning_rate": float("nan")}, "update", "the new parameter diffusion_head"),
+    ],
+)
+def test_a_step_to_what_is_not_finite_changes_nothing(options, what, cause):
+    step, diagnose, fresh, batch = made(**options)
+    before = fresh()
+    state, metrics = step(fresh(), batch)
+    assert not_finite(jax.device_get(metrics)) == what
+    for name in ("params", "ema", "optimizer"):
+        same = jax.tree.map(np.array_equal, getattr(state, name), getattr(before, name))
+        assert all(jax.tree.leaves(same)), name
+    assert diagnose(state, batch, 1).startswith(cause)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +129,16 @@ def watched(flags, **config):
     guard = NumericsGuard(GuardConfig(**config), lambda state, batch, step: f"cause {step}")
     state = TrainState(jnp.zeros((), jnp.int32), {}, {}, (), {})
     steps = enumerate(map(jnp.asarray, flags), 1)
-    return [guard.watch(state, step, {}, {"skipped": flag}) for step, flag in steps]
+    bad = {"loss": jnp.asarray(0.0), "grad_norm": jnp.asarray(jnp.inf)}
+    return [guard.watch(state, step, {}, bad | {"skipped": flag}) for step, flag in steps]
 
 
 def test_too_many_skipped_steps_in_a_row_ask_for_the_way_back(caplog):
     with caplog.at_level(logging.WARNING):
         assert watched([0, 1, 1, 0, 1, 1, 1, 0], limit=3) == [False] * 7 + [True]
     assert [r.getMessage().split(":")[0] for r in caplog.records] == [
-        "step 2 skipped, its loss or gradients are not finite",
-        "step 5 skipped, its loss or gradients are not finite",
+        "step 2 skipped, its gradients not finite",
+        "step 5 skipped, its gradients not finite",
     ]
     with pytest.raises(NovaError, match=r"after going back 1 times \(cause 4\)"):
         watched([1] * 20, limit=2, rollbacks=1)
@@ -147,7 +173,8 @@ def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(poisoned_run, 
     result = loop.train(TrainConfig.from_dict(run), tmp_path)
     assert result.finished
     messages = [record.getMessage() for record in caplog.records]
-    assert any("step 4 skipped" in m and "the batch's latents" in m for m in messages)
+    assert "step 4 skipped, its loss not finite: the batch's latents" in messages
+    assert result.skipped == {"loss": 2}
     assert "going back to the checkpoint of step 4" in messages
     assert len(seen) == run["validation"]["batches"] + 6 + 2
 
