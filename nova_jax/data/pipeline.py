@@ -7,6 +7,7 @@ number. All clips of a batch are rendered together.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -20,6 +21,9 @@ from nova_jax.errors import NovaError
 
 #: As good as endless, and sums of such lengths still fit an index.
 EPOCHS = 1 << 24
+
+#: More would only wait for each other.
+_WORKERS_PER_CORE = 16
 
 
 class Dataset(Protocol):
@@ -242,12 +246,19 @@ class BatchIterator(grain.DatasetIterator):
     """Batches, prepared by threads or processes as `config` says.
 
     Its state is the number of batches taken, whoever prepares them; Grain's own is not.
+
+    Raises:
+      NovaError: more processes than this machine should start.
     """
 
     def __init__(self, batches: grain.MapDataset, config: DataConfig):
         super().__init__()
         self._batches, self._config, self._taken = batches, config, 0
         self._prepared: grain.DatasetIterator | None = None
+        if config.num_workers > (most := _WORKERS_PER_CORE * (os.cpu_count() or 1)):
+            raise NovaError(
+                f"data.num_workers is {config.num_workers}; this machine has cores for {most}"
+            )
 
     def __next__(self) -> dict[str, Any]:
         if self._prepared is None:

@@ -32,6 +32,9 @@ GLYPH = 8
 #: Every fifth image of a digit is held out: 20 %, the same share of each digit.
 HELD_OUT_EVERY = 5
 
+#: Of so many clips the random numbers, which stay in memory, take a gigabyte.
+_MOST_CLIPS = 10_000_000
+
 #: When a bounce turns, as a share of the clip.
 TURN = 2 / 3
 #: Length of a path as a share of the longest that keeps the digit on the canvas.
@@ -69,7 +72,7 @@ class DigitsConfig(Checked):
     digit_size: Annotated[float, Range(GLYPH)] = 12.0
     split: str = "train"
     combinations: str = "seen"
-    num_clips: Count = 200_000
+    num_clips: Annotated[int, Range(1, _MOST_CLIPS)] = 200_000
     seed: Seed = 0
     middle: Annotated[float, Range(0, 0.5)] = 1 / 3
     place_jitter: Fraction = 0.1
