@@ -290,11 +290,11 @@ class NovaPipeline:
             order=order,
             noise=noise,
         )
-        self._check_memory(request, returned=True)
         return self._run(request, show_progress=not disable_progress_bar)
 
     def _run(self, request: Request, *, show_progress: bool) -> Output:
         """Encodes, generates and decodes, batch by batch."""
+        self._check_memory(request, returned=True)
         batches, devices = self._batches(request)
         mesh, model = self._on_devices(devices, request.sampling.sampler)
         latents, pixels = [], []
