@@ -44,9 +44,11 @@ def check_memory(
     height, width = (side * codec.stride for side in config.latent_size)
     frames, pixels = request.frames, 3 * codec.pixel_frames(request.frames) * height * width
     latents = frames * config.num_tokens * config.token_dim
+    what, shared = "this request", devices[0].platform == "cpu"
     shorter = ["max_latent_length (num_frames)"] * (frames > 1)
-    smaller = [*shorter, "size", *["dtype (to bfloat16)"] * (itemsize > 2)]
-    fewer = ["batch_size"] * (samples > 1) + smaller
+    smaller, fewer = [*shorter, "size"], ["batch_size"] * (samples > 1)
+    # CPUs compute in float32 anyway.
+    narrower = ["dtype (to bfloat16)"] * (itemsize > 2 and not shared)
     generation = generation_bytes(
         config,
         schedule,
@@ -56,11 +58,15 @@ def check_memory(
         itemsize=itemsize,
         parameters=transformer,
     )
-    drawing = [Part("the drawing of a batch", generation, fewer)]
+    drawing = [Part("the drawing of a batch", generation, [*fewer, *smaller, *narrower])]
     decoding = [
         # Latents; pixels in float32, twice on their way to uint8.
-        Part("the pixels of a batch", samples * (4 * latents + 13 * pixels), fewer),
-        Part("the decoding of a clip", codec.decode_bytes(frames, (height, width)), smaller),
+        Part("the pixels of a batch", samples * (4 * latents + 13 * pixels), [*fewer, *smaller]),
+        Part(
+            "the decoding of a clip",
+            codec.decode_bytes(frames, (height, width)),
+            [*smaller, *narrower],
+        ),
     ]
     stages = [drawing] if request.output_type == "latent" else [drawing, decoding]
     largest = max(stages, key=lambda parts: sum(part.bytes for part in parts))
@@ -75,7 +81,6 @@ def check_memory(
         2 * sample * request.count * returned,
         [*copies, *prompts, *shorter, "size"],
     )
-    what, shared = "this request", devices[0].platform == "cpu"
     if shared:
         on_device = [part._replace(bytes=part.bytes * len(devices)) for part in on_device]
         check_fits(what, [*on_device, kept], host_memory(), "this machine")

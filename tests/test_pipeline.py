@@ -228,8 +228,8 @@ def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
             {"num_images_per_prompt": 10**9, "batch_size": 10**9},
             "for the drawing of a batch; .* lower batch_size or max_latent_length",
         ),
-        ({"num_frames": 10**9}, "for the drawing of a batch; .* lower max_latent_length"),
-        ({"max_latent_length": 10**8}, r"TB of memory, .* this machine has [\d.]+ GB; lower max_"),
+        ({"num_frames": 10**9}, r"TB of memory, .* this machine has [\d.]+ GB; lower max_"),
+        ({"max_latent_length": 10**8}, r"lower max_latent_length \(num_frames\) or size"),
         ({"num_diffusion_steps": 10**9}, "num_diffusion_steps is 1000000000"),
     ],
     ids=str,
@@ -242,17 +242,12 @@ def test_requests_that_no_memory_holds_are_refused_at_once(pipeline, arguments, 
 
 
 def test_a_size_that_no_memory_holds_is_refused(pipeline):
-    with pytest.raises(NovaError, match="lower max_latent_length .* or size or dtype"):
+    with pytest.raises(NovaError, match="lower max_latent_length .* or size"):
         pipeline.resized(99968, 99968)("one")
 
 
-def test_large_numbers_that_take_no_memory_are_taken(pipeline, videos):
+def test_a_batch_may_have_room_for_more_than_there_are(pipeline, videos):
     assert_same(pipeline(PROMPTS, seed=7, batch_size=10**9).frames, videos)
-    steps = pipeline.config.num_tokens * 2
-    most = pipeline("one", num_frames=1, num_inference_steps=10**9).frames
-    np.testing.assert_array_equal(
-        most, pipeline("one", num_frames=1, num_inference_steps=steps).frames
-    )
 
 
 @pytest.fixture(scope="module")

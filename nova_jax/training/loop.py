@@ -108,10 +108,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     workdir = Path(workdir)
     parts = build_parts(config)
     mesh = make_mesh(config=config.mesh)
-    check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
-    check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     programs = make_programs(config, mesh)
-    check_memory(config, programs.state, mesh)
+    check_sizes(config, programs.state, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
     initial = cache(partial(initial_variables, config, parts, mesh))
     with ExitStack() as held:
@@ -242,8 +240,10 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
 
 
-def check_memory(config: TrainConfig, state: TrainState, mesh: MeshLayout) -> None:
-    """Raises if the state of a run, which may be abstract, and a batch are larger than memory."""
+def check_sizes(config: TrainConfig, state: TrainState, mesh: MeshLayout) -> None:
+    """Raises if devices cannot share a batch, or hold it and the state, which may be abstract."""
+    check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
+    check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     local = mesh.mesh.local_devices
     shared = local[0].platform == "cpu"
     place = "this machine" if shared else f"a {local[0].device_kind}"

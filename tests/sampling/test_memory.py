@@ -19,6 +19,7 @@ from nova_jax.sampling import frames
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
 
 SAMPLING = SamplingConfig(num_inference_steps=2, num_diffusion_steps=8)
@@ -113,3 +114,8 @@ def test_batches_are_made_when_they_are_asked_for():
     many = Batches(total=10**15, copies=10**15, size=2)
     assert len(many) == 5 * 10**14
     assert many[len(many) - 1].copies == (10**15 - 2, 10**15 - 1)
+
+
+def test_steps_beyond_one_for_each_token_take_no_memory():
+    np.testing.assert_array_equal(set_sizes(16, 10**12), np.ones(16))
+    np.testing.assert_array_equal(set_sizes(16, 33), set_sizes(16, 32))
