@@ -77,7 +77,8 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, kind in field_types(type(self)).items():
-            object.__setattr__(self, name, convert(kind, getattr(self, name), name))
+            key = f"{type(self).__name__}.{name}"
+            object.__setattr__(self, name, convert(kind, getattr(self, name), key))
 
 
 def field_types(kind: Any) -> Mapping[str, Any]:

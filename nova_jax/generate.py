@@ -117,9 +117,7 @@ def main() -> None:
     pipeline = _load(CHECKPOINT.value)
     fps = FPS.value or pipeline.fps
     if GIF.value and fps > media.GIF_CLOCK:
-        raise NovaError(
-            f"a GIF plays at most {media.GIF_CLOCK} frames a second; lower --fps={fps:g}"
-        )
+        raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
     made = pipeline.stream(
         prompts if pipeline.config.num_classes is None else _labels(prompts),
         negative_prompt=NEGATIVE.value,

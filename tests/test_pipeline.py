@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,7 +20,7 @@ from nova_jax.checkpoints.rules import autoencoder_table
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
-from nova_jax.pipeline import NovaPipeline
+from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.request import Request
 from nova_jax.sampling.options import SamplingConfig
 
@@ -190,31 +191,147 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() > 4
     with pytest.raises(NovaError, match="image model cannot make 2 frames; ask for 1"):
         pipeline(4, num_frames=2)
+    for label in (-1, 10, True, 1.0, "4"):
+        with pytest.raises(NovaError, match=f"prompt, a class number, is {label!r}; it must be "):
+            pipeline(label)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prompt": []}, "no prompt given"),
-        ({"prompt": "one", "num_frames": 0}, "0 frames asked for; a video has at least 1"),
-        ({"prompt": "one", "seed": [1, 2]}, "2 seeds for 1 prompts"),
-        ({"prompt": "one", "batch_size": 0}, "must be at least 1"),
-        ({"prompt": "one", "guidance_renorm": 2.0}, "renorm"),
-        ({"prompt": "one", "guidance_scale": "5"}, "scale is '5'; it must be a number"),
+        ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
+        ({"num_frames": 2.0}, "num_frames is 2.0; it must be int"),
+        ({"max_latent_length": True}, "max_latent_length is True; it must be int"),
+        ({"num_inference_steps": 4.5}, "num_inference_steps is 4.5; it must be int"),
+        ({"num_images_per_prompt": True}, "num_images_per_prompt is True; it must be int"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5; it must be int"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be int"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"seed": []}, "0 seeds for 1 prompts"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be at least 0"),
+        ({"seed": [-1]}, "seed is -1; it must be at least 0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be int"),
+        ({"seed": "1"}, "seed is '1'; it must be int"),
+        ({"seed": None}, "seed is None; it must be int"),
+        ({"seed": True}, "seed is True; it must be int"),
+        ({"key": 3}, "key is 3; make one by jax.random.key"),
+        ({"key": jax.random.key_data(jax.random.key(3))}, "key is Array.*; make one by"),
+        ({"guidance_renorm": 2.0}, "guidance_renorm is 2.0; it must be at least 0 and at most 1"),
+        ({"guidance_scale": "5"}, "guidance_scale is '5'; it must be float"),
+        ({"guidance_scale": np.nan}, "guidance_scale is nan; it must be finite"),
+        ({"guidance_scale": np.ones((9, 9))}, r"guidance_scale is array[^\n]*; it must be float"),
+        ({"sampling": {"num_inference_steps": 0}}, "sampling.num_inference_steps is 0"),
+        ({"motion_flow": np.nan}, "motion_flow is nan; it must be finite"),
+        ({"motion_flow": np.inf}, "motion_flow is inf; it must be finite"),
+        ({"motion_flow": "x"}, "motion_flow is 'x'; it must be float"),
+        ({"motion_flow": -1}, "motion_flow is -1; it must be at least 0"),
+        ({"latents": "x"}, "latents are 'x'; they must be an array of real numbers"),
+        ({"latents": np.ones((1, 1, 16, 16, 3), complex)}, "must be an array of real numbers"),
+        ({"latents": np.full((1, 1, 16, 16, 3), np.nan)}, "latents are not all finite"),
+        ({"latents": np.full((1, 1, 16, 16, 3), 1e300)}, "latents are not all finite in float32"),
+        ({"order": "x"}, r"order is 'x'; it must be \[1, 16\], a permutation"),
+        ({"order": np.zeros((1, 16), int)}, "order is .*; it must be"),
+        ({"noise": 3}, "noise is 3; give a source"),
+        ({"image": 3}, r"a picture is uint8 \[height, width, 3\]"),
+        ({"image": "x.png"}, r"a picture is uint8 \[height, width, 3\]"),
+        ({"prompt": b"one"}, "prompt b'one': this model takes text"),
+        ({"prompt": {"a": 1}}, "prompt {'a': 1}: this model takes text"),
+        ({"prompt": "on\udce9"}, r"prompt 'on\\udce9' is no text; write it in UTF-8"),
+        ({"negative_prompt": ["\ud800"]}, "negative prompt .* is no text; write it in UTF-8"),
+        ({"prompt": None, "prompt_embeds": 3}, "prompt embeddings are 3; give a list of arrays"),
+        ({"prompt": None, "prompt_embeds": []}, "no prompt given"),
+        ({"prompt": None, "prompt_embeds": [np.full((2, 16), np.inf)]}, "are not all finite"),
         ({"prompt": 3}, "prompt 3: this model takes text"),
         ({"prompt": ["one", None]}, "prompt None: this model takes text"),
-        ({"prompt": "one", "negative_prompt": 3}, "negative prompt 3: this model takes text"),
-        (
-            {"prompt": "one", "image": np.zeros((0, 5, 3), np.uint8)},
-            r"with pixels in it, not uint8",
-        ),
-        ({"prompt": "one", "image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
-        ({"prompt": "one", "sampler": "fast"}, "sampler 'fast' is not known"),
+        ({"negative_prompt": 3}, "negative prompt 3: this model takes text"),
+        ({"image": np.zeros((0, 5, 3), np.uint8)}, r"with pixels in it, not uint8"),
+        ({"image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
+        ({"sampler": "fast"}, "sampler is 'fast'; it must be 'auto' or 'xla' or 'pallas'"),
+        ({"output_type": 3}, "output_type is 3; it must be 'pil' or 'np' or 'latent'"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
     with pytest.raises(NovaError, match=message):
-        pipeline(**arguments)
+        pipeline(**{"prompt": "one"} | arguments)
+
+
+@pytest.mark.parametrize("size", [(16.0, 16), ("16", 16), (True, 16), (-16, 16), (10**10, 16)])
+def test_a_size_is_two_counts(pipeline, size):
+    with pytest.raises(NovaError, match=f"height is {size[0]!r}; it must be "):
+        pipeline.resized(*size)
+
+
+def test_numpys_integers_are_integers(pipeline, videos):
+    numbers = {"batch_size": np.int64(4), "num_frames": np.uint8(3), "seed": np.int64(7)}
+    np.testing.assert_array_equal(pipeline(PROMPTS, **numbers).frames, videos)
+    np.testing.assert_array_equal(pipeline(PROMPTS, seed=np.full(4, 7)).frames, videos)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (3, {}, "3 names no checkpoint; give a directory, or OWNER/NAME"),
+        (None, {}, "None names no checkpoint"),
+        ("", {}, "'' names no checkpoint"),
+        (SHIPPED, {"dtype": "float17"}, "dtype is 'float17'; it must be 'float32' or 'bfloat16'"),
+        (SHIPPED, {"dtype": np.float64}, "dtype is 'float64'; it must be"),
+        (SHIPPED, {"dtype": None}, "dtype is None; it must be"),
+        (SHIPPED, {"param_dtype": "int8"}, "param_dtype is 'int8'; it must be"),
+        (SHIPPED, {"weights": "xx"}, "weights is 'xx'; it must be 'ema' or 'raw'"),
+        (SHIPPED, {"step": 1.5}, "step is 1.5; it must be str or int"),
+        (SHIPPED, {"unroll": 1.5}, "unroll is 1.5; it must be int"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(source, options, message):
+    with pytest.raises(NovaError, match=message):
+        NovaPipeline.from_pretrained(source, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, np.dtype("bfloat16")])
+def test_types_have_many_names(untrained, dtype):
+    assert NovaPipeline.from_pretrained(untrained, dtype=dtype).model.dtype == jnp.bfloat16
+
+
+def made_of(pipeline: NovaPipeline, **changes) -> NovaPipeline:
+    parts = {name: getattr(pipeline, name) for name in ("model", "schedule", "codec")}
+    parts |= {name: getattr(pipeline, name) for name in ("text_encoder", "frames", "sampling")}
+    parts |= {"motion_flow": pipeline.motion_flow, "fps": pipeline.fps}
+    return NovaPipeline(**parts | changes, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 0}, "frames is 0; it must be at least 1"),
+        ({"motion_flow": np.nan}, "motion_flow is nan; it must be finite"),
+        ({"fps": 1e9}, "fps is 1000000000.0; it must be at least 0.1 and at most 1000"),
+        ({"fps": np.inf}, "fps is inf; it must be finite"),
+        ({"sampling": 3}, "sampling is 3; it must be SamplingConfig"),
+        ({"unroll": True}, "unroll is True; it must be int"),
+    ],
+)
+def test_a_pipeline_is_made_of_what_makes_sense(pipeline, changes, message):
+    with pytest.raises(NovaError, match=message):
+        made_of(pipeline, **changes)
+
+
+def test_samples_that_are_not_finite_are_named(pipeline):
+    """Numbers that are finite themselves, and overflow on the way."""
+    given = np.ones((4, 1, 16, 16, 3), np.float32)
+    given[2] = 3e38
+    with pytest.raises(
+        NovaError, match=r"latents of prompt 'the digit three .*sample 1 of 1\) are n"
+    ):
+        pipeline(PROMPTS, latents=given)
+    tiny = made_of(pipeline, codec=dataclasses.replace(pipeline.codec, scale=1e-40))
+    with pytest.raises(
+        NovaError, match=r"pixels of prompt 'a red one' \(sample 1 of 1\) are not fin"
+    ):
+        tiny(PROMPTS, seed=7)
+    assert np.isfinite(tiny(PROMPTS, seed=7, output_type="latent").latents).all()
 
 
 @pytest.mark.parametrize(
