@@ -119,6 +119,12 @@ def export(
         "tokens": tokens,
         "programs": {},
     }
+    modules = {part: m for program in programs.values() for part, m in program.modules.items()}
+    check_finite(
+        {part: nnx.to_pure_dict(nnx.state(module)) for part, module in modules.items()},
+        f"{files[0]} was not written",
+        "restore the model from a copy",
+    )
     weights: Weights = {}
     for name, program in programs.items():
         exported, used = _export(program)
@@ -132,7 +138,6 @@ def export(
             "output": _described(exported.out_avals[0]),
             "weights": list(used),
         }
-    check_finite(weights, f"{files[1]} was not written", "restore the model from a copy")
     contents["about.json"] = json.dumps(about, indent=1)
     write(files, contents, weights)
     return files

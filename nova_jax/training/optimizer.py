@@ -46,7 +46,8 @@ class OptimizerConfig(Checked):
     """AdamW and its learning rate; the defaults are the released recipe.
 
     Attributes:
-        learning_rate: highest learning rate, which the warmup ends at.
+        learning_rate: highest learning rate, which the warmup ends at; at most 1, for a step of
+            Adam changes a parameter by about as much.
         schedule: how the learning rate goes on after the warmup: "constant"; "cosine", which ends
             at ``end_factor`` of the highest; or "multistep", which is multiplied by
             ``milestone_factor`` at each of ``milestones``.
@@ -89,6 +90,10 @@ class OptimizerConfig(Checked):
         if list(self.milestones) != sorted({m for m in self.milestones if m > self.warmup_steps}):
             raise NovaError(
                 f"optimizer.milestones {self.milestones} must increase and lie after the warmup"
+            )
+        if not self.learning_rate <= 1:
+            raise NovaError(
+                f"optimizer.learning_rate is {self.learning_rate}; it must be at most 1"
             )
         check_patterns("optimizer.freeze", self.freeze or ())
 
