@@ -1,4 +1,4 @@
-"""Files: where they may go, whole or not at all, and whether they are what was written.
+"""Files: where they may go, whole or not at all, and whether they are what was written; JSON.
 
 A process that is killed leaves no half file under a name of its own; what it may leave ends in
 ``.partial``, is looked at by nobody, and can be deleted.
@@ -6,6 +6,8 @@ A process that is killed leaves no half file under a name of its own; what it ma
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pathlib
 import shutil
@@ -14,7 +16,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from etils import epath
 
@@ -112,3 +114,32 @@ def crc32(path: pathlib.Path | epath.Path) -> int:
         while chunk := cast(bytes, file.read(1 << 20)):
             crc = zlib.crc32(chunk, crc)
     return crc
+
+
+def read_json(path: pathlib.Path | epath.Path, remedy: str) -> dict[str, Any]:
+    """Reads a JSON object, all of whose numbers are finite.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        NovaError: it cannot be read, or is no such object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise NovaError(f"{path} is damaged ({error}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise NovaError(f"{path} is not a JSON object; {remedy}")
+    return values
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number

@@ -7,7 +7,6 @@ Every part has a config.json (or the like) that says what it is, and its weights
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from nova_jax import files
 from nova_jax.autoencoders.codec import AutoencoderCodec
 from nova_jax.autoencoders.registry import AUTOENCODERS
 from nova_jax.checkpoints import rules
@@ -46,22 +46,17 @@ _SCHEDULERS: dict[str, type[Schedule]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object of a released model.
 
     Raises:
         NovaError: if the file is missing or is not one.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return files.read_json(path, "fetch it again")
+    except (FileNotFoundError, NotADirectoryError):
         raise NovaError(
             f"{path} is missing; is this a model in the released layout? It has {', '.join(LAYOUT)}"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise NovaError(f"{path} is not JSON ({error}); fetch it again") from None
-    if not isinstance(values, dict):
-        raise NovaError(f"{path} is not a JSON object; fetch it again")
-    return values
 
 
 @contextmanager
@@ -132,7 +127,7 @@ def schedule_from_released(released: Mapping[str, Any]) -> Schedule:
         NovaError: on a scheduler class or option that the model cannot be sampled with.
     """
     with _named("scheduler_config.json"):
-        name = released.get("_class_name")
+        name = str(released.get("_class_name"))
         if name not in _SCHEDULERS:
             raise NovaError(f"unknown scheduler {name!r}; known: {', '.join(_SCHEDULERS)}")
         if released.get("use_dynamic_shifting"):

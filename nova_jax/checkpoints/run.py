@@ -79,8 +79,14 @@ class RunCheckpoints:
             cleanup_tmp_directories=True,
         )
         multihost.on_first(self._check_losses)
-        with writing(self.directory):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            with writing(self.directory):
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except (ValueError, TypeError, LookupError) as error:  # of Orbax's own files
+            raise NovaError(
+                f"a _CHECKPOINT_METADATA in {self.directory} is damaged ({error}); restore it from "
+                "a copy"
+            ) from error
 
     def save(
         self, step: int, trees: Mapping[str, Any], data: Position, loss: float | None = None
