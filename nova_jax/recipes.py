@@ -10,6 +10,7 @@ An installed package has its recipes in its own folder, a clone has them beside 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import runpy
 import traceback
@@ -40,7 +41,7 @@ def find(name: str) -> Path:
     Raises:
         NovaError: there is no such recipe; it says which there are.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which takes a name that is too long
         return Path(name)
     known = names()
     if (stem := name.removesuffix(".py")) in known:

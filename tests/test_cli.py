@@ -86,6 +86,8 @@ CASES = {
     "heads that do not divide the width": (
         "train", "{config} --workdir={new} --config.model.spatial_decoder=vit_d2w100", "100"),
     "missing config": ("train", "--config=nowhere.py --workdir={new}", "nowhere.py"),
+    "recipe with a long name": ("train", f"--config={'x' * 300} --workdir={{new}}",
+                                "there is no recipe"),
     "broken config": ("train", "--config={broken_config} --workdir={new}", "cannot be read"),
     "no config": ("train", "--workdir={new}", "--config is missing"),
     "workdir that is a file": ("train", "{config} --workdir={broken_image}", "broken.png"),
@@ -158,6 +160,8 @@ CASES = {
                       "nowhere does not exist; give a directory or a manifest"),
     "no such records": ("prepare", "--input=codewithgpu:nowhere --out={new} --raw",
                         "nowhere holds no records of codewithgpu"),
+    "input with a long name": ("prepare", f"--input={'x' * 300} --out={{new}} --raw",
+                               "does not exist; give a directory or a manifest"),
     "nothing to inspect": ("prepare", "--inspect=nowhere", "nowhere has no metadata.json"),
     "no machine to plan for": ("plan", "{config}", "--topology is missing"),
     "unknown machine": ("plan", "{config} --topology=abacus:8", "abacus"),

@@ -39,7 +39,7 @@ def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path
     if not (isinstance(source, str | os.PathLike) and os.fspath(source)):
         raise NovaError(f"{shown(source)} names no checkpoint; give a directory, or OWNER/NAME")
     name = os.fspath(source)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).parent.is_dir():
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not epath.Path(name).parent.is_dir():
         return epath.Path(_download(name, part))
     path = epath.Path(name).expanduser()
     if path.is_dir():

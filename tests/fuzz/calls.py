@@ -31,7 +31,7 @@ from nova_jax.pipeline import NovaPipeline
 from nova_jax.request import Output
 from nova_jax.sampling.options import OPTIONS, SamplingConfig
 
-MODELS = ("shipped", "shipped", "model", "classes", "pipeline_t2v", "pipeline_t2i")
+MODELS = ("shipped", "shipped", "shipped", "model", "classes", "pipeline_t2v", "pipeline_t2i")
 #: By parameter; what is not here is drawn by its annotation.
 GOOD: Mapping[str, tuple[str, ...]] = {
     "prompt": ("'a red seven'", "['a red seven', '']", "('x',)", "np.array(['x'])"),
@@ -137,7 +137,9 @@ def draw(
     given = {k: _good(rng, k, hints[k]) if v is None else v for k, v in USUAL[name].items()}
     for key in rng.sample([*hints], min(len(hints), rng.choice((0, 1, 2)))):
         given[key] = _good(rng, key, hints[key])
-    if hostile and rng.random() < 0.8:
+    if "prompt_embeds" in given:
+        given["prompt"] = "None"
+    if hostile and rng.random() < 0.65:
         for key in rng.sample([*hints], rng.choice((1, 1, 2))):
             number = {int, float} & {*_kinds(hints[key])} and rng.random() < 0.6
             given[key] = rng.choice(NUMBERS if number else ANYTHING)

@@ -252,7 +252,7 @@ def faults(command: str, place: Path, log: Path) -> Iterator[str]:
     printed = (log / "stdout").read_text(errors="replace")
     if not files and command not in ("nova_jax.plan", "nova_jax.parity", "nova_jax.prepare"):
         yield "no file was written"
-    if not printed.strip():
+    if not printed:
         yield "nothing was printed"
     judged = command != "nova_jax.parity"  # which shows limits without bounds
     if judged and re.search(r"(?<![\w.])[-+]?(nan|inf)(?![\w.])", printed):
