@@ -129,7 +129,8 @@ CASES = {
     "motion without end": ("generate", "--prompt=x --motion_flow=inf", "--motion_flow is inf"),
     "seed beyond 32 bits": ("generate", "--prompt=x --seed=4294967296",
                             "--seed is 4294967296; it must be at least 0 and at most 4294967295"),
-    "seed beyond 64 bits": ("generate", "--prompt=x --seed=18446744073709551616", "--seed is 1844"),
+    "seed beyond 64 bits": ("generate", "--prompt=x --seed=18446744073709551616",
+                            "--seed is 18446744073709551616"),
     "half a seed": ("generate", "--prompt=x --seed=1.5", "--seed is 1.5; it must be int"),
     "rate beyond clocks": ("generate", "--prompt=x --fps=1e9",
                            "--fps is 1000000000.0; it must be at least 0.1 and at most 1000"),
@@ -241,7 +242,8 @@ CASES = {
     "negative seed": ("train", "{config} --workdir={new} --config.seed=-1",
                       "config.seed is -1; it must be at least 0"),
     "seed of a config beyond 32 bits": (
-        "train", "{config} --workdir={new} --config.data.seed=4294967296", "config.data.seed is"),
+        "train", "{config} --workdir={new} --config.data.seed=4294967296",
+        "config.data.seed is 4294967296"),
     "rate of a config": ("train", "{config} --workdir={new} --config.dataset.fps=1e9",
                          "config.dataset.fps is 1000000000.0; it must be at least 0.1"),
 }  # fmt: skip
