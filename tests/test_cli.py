@@ -181,7 +181,7 @@ CASES = {
                          "blank.txt cannot be written to"),
     "videos below a file": ("generate", "--checkpoint=nowhere --prompt=x --out={blank}/new",
                             "blank.txt: Not a directory); choose another place"),
-    "videos to no name": ("generate", "--checkpoint=nowhere --prompt=x --out=", "is empty; name"),
+    "videos to no name": ("generate", "--checkpoint=nowhere --prompt=x --out=", "--out is empty"),
     "videos to a bucket": ("generate", "--checkpoint=nowhere --prompt=x --out=gs://bucket/x",
                            "gs://bucket/x is no local directory"),
     "export over a directory": ("generate", "--checkpoint=nowhere --export={blank}/new/x.zip",
@@ -225,7 +225,7 @@ CASES = {
         "--config.model.spatial_decoder=vit_d96w65536",
         "lower config.model's widths and depths, or raise config.mesh.fsdp"),
     "a batch larger than memory": (
-        "train", "{config} --workdir={new} --config.data.batch_size=4000000000",
+        "train", "{config} --workdir={new} --config.data.batch_size=2000000000",
         "lower config.data.batch_size"),
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0",
                         "--num_prompts is 0; it must be at least 2"),
