@@ -87,8 +87,8 @@ def verify_checksums(directory: str | os.PathLike[str]) -> None:
     listing = directory / CHECKSUMS
     try:
         table = read_json(listing, remedy)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NovaError(f"checkpoint file {listing} is missing; {remedy}") from error
+    except (OSError, NovaError) as error:
+        raise NovaError(f"checkpoint file {listing} is missing or damaged; {remedy}") from error
     for name, recorded in table.items():
         file = directory / name
         if not file.is_file():
