@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.finite import check_finite
 from nova_jax.config import Count, convert
+from nova_jax.distributed.machines import MACHINES
+from nova_jax.distributed.memory import Part, check_fits
 from nova_jax.errors import NovaError
 from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
@@ -41,6 +44,7 @@ from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.keys import sample_key, seed_key
+from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.text.interface import TextEncoder
 
@@ -87,8 +91,8 @@ def export(
         The two files.
 
     Raises:
-        NovaError: a file exists already, an option does not fit the model, or its weights are not
-            finite.
+        NovaError: a file exists already, an option does not fit the model, no device has the
+            memory that the program takes, or weights are not finite.
     """
     files = destination(file)
     batch_size = convert(Count, batch_size, "batch_size")
@@ -98,6 +102,7 @@ def export(
         raise NovaError(
             'sampler "pallas" is for the machine it runs on, an export is for all; leave it away'
         )
+    _check_memory(pipeline, batch_size, frames, sampling)
     flow = pipeline.motion_score(motion_flow)
     programs = {"generate": _generation(pipeline, batch_size, frames, flow, sampling)}
     tokens: dict[str, Any] | None = None
@@ -168,6 +173,27 @@ def write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights
         arrays.chmod(archive.stat().st_mode)  # safetensors keeps it to its owner
         publish(arrays, beside)
         publish(archive, file)
+
+
+def _check_memory(
+    pipeline: NovaPipeline, batch: int, frames: int, sampling: SamplingConfig
+) -> None:
+    """Raises if drawing the videos takes more memory than any device has that is known."""
+    drawing = generation_bytes(
+        pipeline.config,
+        pipeline.schedule,
+        sampling,
+        samples=batch,
+        frames=frames,
+        itemsize=jnp.dtype(pipeline.model.dtype).itemsize,
+        parameters=0,
+    )
+    lower = ["batch_size", "max_latent_length (num_frames)"]
+    largest = max(
+        (machine for machine in MACHINES.values() if machine.memory < math.inf),
+        key=lambda machine: machine.memory,
+    )
+    check_fits("this export", [Part("the videos", drawing, lower)], largest.memory, largest.name)
 
 
 def _generation(

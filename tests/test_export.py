@@ -160,6 +160,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(exported, tmp_pa
         ({"sampler": "pallas"}, 'sampler "pallas" is for the machine it runs on'),
         ({"num_frames": 0}, "0 frames asked for"),
         ({"guidance_renorm": 3}, "renorm 3"),
+        ({"num_frames": 2**31 - 1}, "for the videos; H200 has .* GB; lower batch_size"),
     ]:
         with pytest.raises(NovaError, match=message):
             export(pipeline, tmp_path / "b.zip", **options)
