@@ -22,7 +22,6 @@ Every recorded array that is not an input is compared; the command fails (exit c
 past its tolerance or has nothing to be compared with.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -30,7 +29,7 @@ from absl import flags
 
 from nova_jax import cli, media
 from nova_jax.files import new_output
-from nova_jax.parity.compare import COLUMNS, format_table, worst
+from nova_jax.parity.compare import format_table, json_table, worst
 from nova_jax.parity.replay import check
 
 _JSON = flags.DEFINE_string("json", None, "Also write the table to this new file.")
@@ -52,11 +51,7 @@ def main(directories: Sequence[str]) -> None:
     )
     print(format_table(rows, missing, worst(rows) if _WORST.value else None))
     if file is not None:
-        table = {
-            "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
-            "not_compared": missing,
-        }
-        media.save(file, json.dumps(table, indent=1).encode())
+        media.save(file, json_table(rows, missing).encode())
     if missing or any(row.verdict != "ok" for row in rows):
         sys.exit(1)
 
