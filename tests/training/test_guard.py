@@ -154,7 +154,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(poisoned_run, 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"limit": 0}, "guard.limit"), ({"rollbacks": -1}, "rollbacks")],
+    [({"limit": 0}, "GuardConfig.limit"), ({"rollbacks": -1}, "GuardConfig.rollbacks")],
 )
 def test_limits_that_make_no_sense_are_refused(options, named):
     with pytest.raises(NovaError, match=named):
