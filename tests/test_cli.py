@@ -5,6 +5,7 @@ Starting Python and JAX takes seconds, so one process imports a command and fork
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,12 @@ def test_it_is_one_line_and_exit_code_2(results, name):
     assert output.startswith("error: ") and output.count("\n") == 1, output
     assert CASES[name][2] in output
     assert code == 2
+
+
+def test_flags_that_are_numbers_have_ranges():
+    """absl's own take nan and inf for numbers."""
+    for path in (ROOT / "nova_jax").rglob("*.py"):
+        assert not re.search(r"DEFINE_(integer|float)", path.read_text()), path
 
 
 def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):
