@@ -12,15 +12,15 @@ import dataclasses
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
 
+from nova_jax import cli
 from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.plan.compile import plan_training
 from nova_jax.plan.estimate import estimates
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe.")
+CONFIG = cli.define_config("Recipe.")
 TOPOLOGIES = flags.DEFINE_list("topologies", None, "From few devices to many.", required=True)
 SAMPLES = flags.DEFINE_integer("samples", 2, "Of a device.")
 FSDP = flags.DEFINE_integer("fsdp", 8, "Devices that split the parameters; the rest splits data.")

@@ -9,14 +9,11 @@ What IN is decides the direction. OUT must not exist.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from nova_jax import cli
-from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.checkpoints.conversion import native_to_released, new_directory, released_to_native
 from nova_jax.checkpoints.open import open_checkpoint
-from nova_jax.errors import NovaError
 
 WEIGHTS = flags.DEFINE_enum(
     "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
@@ -41,9 +38,7 @@ PARTS = flags.DEFINE_string(
 
 def main(arguments: list[str]) -> None:
     """Converts IN to OUT."""
-    if len(arguments) != 2:
-        raise NovaError(f"{len(arguments)} arguments given; give IN and OUT")
-    source, out = arguments[0], Path(arguments[1])
+    source, out = arguments[0], new_directory(arguments[1])
     options = {"weights": WEIGHTS.value, "step": STEP.value}
     checkpoint = open_checkpoint(source, **options)
     if checkpoint.kind == "released":

@@ -7,21 +7,15 @@ Run again, it goes on where it stopped, and when the model is trained it generat
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags, logging
-from ml_collections import config_flags
 
 from nova_jax import cli, media
+from nova_jax.files import output_folder
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parent.parent / "configs" / "digits_t2v.py") + ":demo",
-    "Recipe to follow; --config.key=value changes it.",
-)
+CONFIG = cli.define_config("Recipe, digits_t2v:demo by default; --config.key=value changes it.")
 OUT = flags.DEFINE_string("out", "demo_output", "Where everything goes.")
 
 PROMPTS = (
@@ -39,7 +33,7 @@ PROMPTS = (
 def main() -> None:
     """Trains, generates and says where the pictures are."""
     logging.set_verbosity(logging.ERROR)  # Orbax explains itself at length
-    config, out = TrainConfig.from_dict(CONFIG.value.to_dict()), Path(OUT.value)
+    config, out = TrainConfig.from_dict(CONFIG.value.to_dict()), output_folder(OUT.value)
     print(f"1. Training {config.steps} steps on moving digits, rendered on the fly ...")
     result = train(config, out / "run")
     if not result.finished:
@@ -64,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, config="digits_t2v:demo")

@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from nova_jax import cli, media
 from nova_jax.checkpoints.open import open_checkpoint
-from nova_jax.config import from_dict
+from nova_jax.config import Count, Natural, Range, from_dict
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import TRAITS, Judges, Verdict
 from nova_jax.digits.scores import Question, format_table, is_right, make_questions, tally
 from nova_jax.errors import NovaError
+from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe whose dataset and sampling options count; else the checkpoint's own."
+CONFIG = cli.define_config(
+    "Recipe whose dataset and sampling options count; else the checkpoint's own."
 )
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -37,9 +38,10 @@ CHECKPOINT = flags.DEFINE_string(
 WEIGHTS = flags.DEFINE_enum(
     "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
 )
-NUM_PROMPTS = flags.DEFINE_integer("num_prompts", 200, "Prompts to draw.", lower_bound=2)
-SEED = flags.DEFINE_integer("seed", 0, "Of the prompts and of the videos.", lower_bound=0)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "Most videos made together.", lower_bound=1)
+# So many that the seeds of all of them are seeds.
+NUM_PROMPTS = cli.define("num_prompts", Annotated[int, Range(2, 10**6)], 200, "Prompts to draw.")
+SEED = cli.define("seed", Natural, 0, "Of the prompts; the videos' seeds count on from it.")
+BATCH_SIZE = cli.define("batch_size", Count, 50, "Most videos made together.")
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 
 SHEET_CLIPS = 48  # seen and unseen combinations alternate
@@ -47,6 +49,7 @@ SHEET_CLIPS = 48  # seen and unseen combinations alternate
 
 def main() -> None:
     """Generates, judges, prints and writes."""
+    out = output_folder(OUT.value)
     checkpoint = open_checkpoint(CHECKPOINT.value, weights=WEIGHTS.value, part=None)
     if checkpoint.kind == "released":
         raise NovaError(
@@ -75,16 +78,20 @@ def main() -> None:
     print("  " + "  ".join(f"{name} {100 * rate:.1f}" for name, rate in real.items()))
 
     questions = make_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
-    videos = pipeline(
+    made = pipeline.stream(
         [question.prompt for question in questions],
         seed=range(SEED.value, SEED.value + len(questions)),
         batch_size=BATCH_SIZE.value,
     )
-    verdicts = [judges(clip) for clip in videos.frames]
+    verdicts: list[Verdict] = []
+    shown: list[np.ndarray] = []
+    for videos in made:
+        verdicts += [judges(clip) for clip in videos.frames]
+        shown += list(media.enlarge(videos.frames[: SHEET_CLIPS - len(shown)], 64))
     answers = list(zip(questions, verdicts, strict=True))
     table = tally(questions, verdicts)
     print(f"{CHECKPOINT.value}, {len(questions)} prompts, percent right [95 % interval] / judged:")
-    print(format_table(table))
+    print(format_table(table), flush=True)  # whatever becomes of the files
 
     report = {
         "checkpoint": str(CHECKPOINT.value),
@@ -104,9 +111,7 @@ def main() -> None:
         ],
     }
     captions = [_caption(*answer) for answer in answers]
-    shown = media.enlarge(videos.frames[:SHEET_CLIPS], 64)
     sheet = media.contact_sheet(shown, captions[:SHEET_CLIPS], columns=3)
-    out = Path(OUT.value)
     print(media.save(out / "evaluation.json", json.dumps(report, indent=1).encode()))
     print(media.save(out / "evaluation.png", media.encode_png(sheet)))
 

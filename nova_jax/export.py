@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -33,12 +34,17 @@ from jax import export as jax_export
 import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.finite import check_finite
+from nova_jax.config import Count, convert
+from nova_jax.distributed.machines import MACHINES
+from nova_jax.distributed.memory import Part, check_fits
 from nova_jax.errors import NovaError
+from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
 from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.keys import sample_key, seed_key
+from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.text.interface import TextEncoder
 
@@ -76,7 +82,7 @@ def export(
         pipeline: what to export.
         file: ends in ``.zip``; the weights are beside it.
         batch_size: B.
-        num_frames, max_latent_length: length of the videos, see `NovaPipeline.__call__`.
+        num_frames, max_latent_length: length of the videos, see `NovaPipeline.stream`.
         motion_flow: what the program's input of this name is unless told otherwise.
         sampling, **options: how samples are drawn, see `NovaPipeline.sampling_with`; fixed in the
             program.
@@ -85,17 +91,19 @@ def export(
         The two files.
 
     Raises:
-        NovaError: a file exists already, an option does not fit the model, or its weights are not
-            finite.
+        NovaError: a file exists already, an option does not fit the model, no device has the
+            memory that the program takes, or weights are not finite.
     """
     files = destination(file)
+    batch_size = convert(Count, batch_size, "batch_size")
     frames = pipeline.latent_frames(max_latent_length, num_frames)
     sampling = pipeline.sampling_with(sampling, **options)
     if sampling.sampler == "pallas":
         raise NovaError(
             'sampler "pallas" is for the machine it runs on, an export is for all; leave it away'
         )
-    flow = pipeline.motion_flow if motion_flow is None else motion_flow
+    _check_memory(pipeline, batch_size, frames, sampling)
+    flow = pipeline.motion_score(motion_flow)
     programs = {"generate": _generation(pipeline, batch_size, frames, flow, sampling)}
     tokens: dict[str, Any] | None = None
     contents: dict[str, bytes | str] = {}
@@ -136,7 +144,7 @@ def export(
             "weights": list(used),
         }
     contents["about.json"] = json.dumps(about, indent=1)
-    _write(files, contents, weights)
+    write(files, contents, weights)
     return files
 
 
@@ -149,29 +157,43 @@ def destination(file: str | os.PathLike[str]) -> tuple[Path, Path]:
     path = Path(file)
     if path.suffix != ".zip":
         raise NovaError(f"{path} would be a zip archive; name it {path.name}.zip")
-    files = (path, path.with_suffix(".safetensors"))
-    for path in files:
-        if path.exists():
-            raise NovaError(f"{path} exists already; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise NovaError(f"{path.parent} cannot be written to; choose another place")
-    return files
+    return new_output(path), new_output(path.with_suffix(".safetensors"))
 
 
-def _write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
-    """Both files, or none where there is no room."""
-    try:
-        with zipfile.ZipFile(files[0], "x", zipfile.ZIP_DEFLATED) as archive:
+def write(files: tuple[Path, Path], contents: Mapping[str, bytes | str], weights: Weights) -> None:
+    """Writes the archive's contents and the weights: both files, or none."""
+    file, beside = files
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with unfinished(file) as archive, unfinished(beside) as arrays:
+        with zipfile.ZipFile(archive, "x", zipfile.ZIP_DEFLATED) as opened:
             for name, content in contents.items():
-                archive.writestr(name, content)
+                opened.writestr(name, content)
         tensors = {name: np.asarray(value) for name, value in weights.items()}
-        safetensors.numpy.save_file(tensors, files[1])
-        files[1].chmod(files[0].stat().st_mode)  # safetensors keeps it to its owner
-    except BaseException:
-        for file in files:
-            file.unlink(missing_ok=True)
-        raise
+        safetensors.numpy.save_file(tensors, arrays)
+        arrays.chmod(archive.stat().st_mode)  # safetensors keeps it to its owner
+        publish(arrays, beside)
+        publish(archive, file)
+
+
+def _check_memory(
+    pipeline: NovaPipeline, batch: int, frames: int, sampling: SamplingConfig
+) -> None:
+    """Raises if drawing the videos takes more memory than any device has that is known."""
+    drawing = generation_bytes(
+        pipeline.config,
+        pipeline.schedule,
+        sampling,
+        samples=batch,
+        frames=frames,
+        itemsize=jnp.dtype(pipeline.model.dtype).itemsize,
+        parameters=0,
+    )
+    lower = ["batch_size", "max_latent_length (num_frames)"]
+    largest = max(
+        (machine for machine in MACHINES.values() if machine.memory < math.inf),
+        key=lambda machine: machine.memory,
+    )
+    check_fits("this export", [Part("the videos", drawing, lower)], largest.memory, largest.name)
 
 
 def _generation(

@@ -4,23 +4,29 @@
     python -m nova_jax.generate --checkpoint=DIR --prompt_file=prompts.txt --out=DIR --gif
     python -m nova_jax.generate --export=digits.zip
 
-Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths;
-nothing that exists is overwritten. Small videos are enlarged by a whole factor for viewing.
+Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths, a
+batch as soon as it is made; nothing that exists is overwritten. Small videos are enlarged by a
+whole factor for viewing.
 With --export nothing is generated; docs/export.md has what is written and how it is run.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from absl import flags
+from tqdm import tqdm
 
 from nova_jax import cli, media
+from nova_jax.arguments import DType
+from nova_jax.config import Count, FrameRate, MotionScore, Range, Seed
 from nova_jax.errors import NovaError
 from nova_jax.export import destination, export
+from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
-from nova_jax.sampling.options import OPTIONS, Option
+from nova_jax.sampling.options import OPTIONS
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -36,31 +42,34 @@ PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one promp
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
 IMAGE = flags.DEFINE_string("image", None, "Picture that becomes the first frame.")
 SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own by default.")
-FRAMES = flags.DEFINE_integer("frames", None, "Frames of a video; 1 makes a picture.")
-SEED = flags.DEFINE_integer("seed", 0, "Same seed and prompt, same video.", lower_bound=0)
-COPIES = flags.DEFINE_integer("num_images_per_prompt", 1, "Samples of each.", lower_bound=1)
-DTYPE = flags.DEFINE_enum(
+FRAMES = cli.define("frames", Count, None, "Frames of a video; 1 makes a picture.")
+SEED = cli.define("seed", Seed, 0, "Same seed and prompt, same video.")
+COPIES = cli.define("num_images_per_prompt", Count, 1, "Samples of each.")
+DTYPE = cli.define(
     "dtype",
+    DType,
     "float32",
-    ["float32", "bfloat16"],
     "Type of the computation and of the parameters; bfloat16 takes half the memory.",
 )
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Most videos made together, 32 by default; 1 in an export.", lower_bound=1
+BATCH_SIZE = cli.define(
+    "batch_size", Count, None, "Most videos made together, 32 by default; 1 in an export."
 )
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 GIF = flags.DEFINE_bool("gif", False, "Write GIFs, not MP4s.")
-FPS = flags.DEFINE_float(
-    "fps", None, "Frames per second of the files; the model's own by default.", lower_bound=0.1
+FPS = cli.define(
+    "fps", FrameRate, None, "Frames per second of the files; the model's own by default."
 )
-UPSCALE = flags.DEFINE_integer(
-    "upscale", 192, "Enlarge by a whole factor to at least this short side; 1: no.", lower_bound=1
+UPSCALE = cli.define(
+    "upscale",
+    Annotated[int, Range(1, media.LARGEST)],
+    192,
+    "Enlarge by a whole factor to at least this short side; 1: no.",
 )
-UNROLL = flags.DEFINE_integer(
+UNROLL = cli.define(
     "unroll",
+    Count,
     1,
     "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
-    lower_bound=1,
 )
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
@@ -69,21 +78,15 @@ EXPORT = flags.DEFINE_string(
 LATER = (PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, SEED, COPIES, OUT, GIF, FPS, UPSCALE)
 
 
-def _define(name: str, option: Option) -> Any:
-    """The flag of a sampling option."""
-    if option.choices:
-        return flags.DEFINE_enum(name, None, option.choices, option.help)
-    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float}[option.kind]
-    return define(name, None, option.help, lower_bound=option.minimum)
-
-
 # Options of a call, by their names there; the checkpoint's defaults if not given.
 CALL = {
-    "max_latent_length": flags.DEFINE_integer(
-        "max_latent_length", None, "Latent frames, in place of --frames.", lower_bound=1
+    "max_latent_length": cli.define(
+        "max_latent_length", Count, None, "Latent frames, in place of --frames."
     ),
-    "motion_flow": flags.DEFINE_float("motion_flow", None, "Motion score: larger is livelier."),
-    **{name: _define(name, option) for name, option in OPTIONS.items()},
+    "motion_flow": cli.define(
+        "motion_flow", MotionScore, None, "Motion score: larger is livelier."
+    ),
+    **{name: cli.define(name, option.kind, None, option.help) for name, option in OPTIONS.items()},
 }
 
 
@@ -110,8 +113,12 @@ def main() -> None:
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
     image = media.read_image(IMAGE.value) if IMAGE.value else None
+    out = output_folder(OUT.value)
     pipeline = _load(CHECKPOINT.value)
-    videos = pipeline(
+    fps = FPS.value or pipeline.fps
+    if GIF.value and fps > media.GIF_CLOCK:
+        raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
+    made = pipeline.stream(
         prompts if pipeline.config.num_classes is None else _labels(prompts),
         negative_prompt=NEGATIVE.value,
         image=image,
@@ -121,12 +128,15 @@ def main() -> None:
         batch_size=BATCH_SIZE.value or 32,
         **options,
     )
-
-    for index, clip in enumerate(videos.frames):
-        prompt, copy = prompts[index // COPIES.value], index % COPIES.value
-        name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
-        clip = media.enlarge(clip, UPSCALE.value)
-        print(media.save_clip(Path(OUT.value) / name, clip, FPS.value or videos.fps, gif=GIF.value))
+    clips = (clip for videos in made for clip in videos.frames)
+    with contextlib.closing(made):  # its bar ends before an error is told
+        for index, clip in enumerate(clips):
+            prompt, copy = prompts[index // COPIES.value], index % COPIES.value
+            name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+            clip = media.enlarge(clip, UPSCALE.value)
+            file = media.save_clip(out / name, clip, fps, gif=GIF.value)
+            with tqdm.external_write_mode():  # the bar makes room
+                print(file, flush=True)
 
 
 def _load(source: str) -> NovaPipeline:

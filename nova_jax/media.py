@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from nova_jax import files
 from nova_jax.errors import NovaError
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Clip = UInt8[np.ndarray, "f h w 3"]
 
 MARGIN = 8  # pixels around everything on a contact sheet
+#: Ticks a second of the clock of GIF files.
+GIF_CLOCK = 100
+#: Short side of the largest H.264 video that players read (level 6.2: 8192x4320).
+LARGEST = 4320
+# White by the modes of Pillow that have no 8 bits. PGM files of 16 bits have the mode of 32.
+_WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I": 65535, "F": 1}
 
 
 def enlarge(
@@ -79,29 +87,32 @@ def encode_mp4(frames: Clip, fps: float) -> bytes:
 
 
 def file_name(text: str) -> str:
-    """A prompt as a file name: its words joined by dashes, at most 80 characters."""
-    return re.sub(r"\W+", "-", text.lower()).strip("-")[:80] or "no-prompt"
+    """A prompt as a file name: its words joined by dashes, at most 80 characters and 200 bytes.
+
+    Names of files have 255 bytes, and what is put behind a prompt has room.
+    """
+    words = re.sub(r"\W+", "-", text.lower()).strip("-")[:80]
+    return words.encode(errors="ignore")[:200].decode(errors="ignore") or "no-prompt"
 
 
 def save(path: Path, data: bytes) -> Path:
-    """Writes a new file and returns its path.
+    """Writes a new file, which is there whole or not at all, and returns its path.
 
     It is `path`, or with a number before the suffix if that exists: `name-2.mp4`, `name-3.mp4`, ...
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for copy in itertools.count(2):
-        try:
-            with open(path, "xb") as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                except OSError:
-                    path.unlink()  # no half-written file on a full disk
-                    raise
-            return path
-        except FileExistsError:
-            stem = path.stem if copy == 2 else path.stem.rpartition("-")[0]
-            path = path.with_stem(f"{stem}-{copy}")
+    stem = path.stem
+    with files.unfinished(path) as hidden:
+        with open(hidden, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems say only now that they are full
+        for copy in itertools.count(2):
+            try:
+                files.publish(hidden, path)
+                return path
+            except FileExistsError:
+                path = path.with_stem(f"{stem}-{copy}")
     raise AssertionError("unreachable")
 
 
@@ -118,18 +129,38 @@ def save_clip(path: Path, frames: Clip, fps: float, *, gif: bool = False) -> Pat
 
 
 def read_image(path: str | os.PathLike[str]) -> Picture:
-    """Reads a picture file of any kind and size; transparency is dropped.
+    """Reads a picture file of any kind; transparency is dropped.
 
     Raises:
-      NovaError: The file is missing or is no picture.
+      NovaError: The file is missing, is no picture, or one of hundreds of millions of pixels.
     """
     try:
-        with Image.open(Path(path)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(Path(path)) as image:
+                return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise NovaError(f"image {path} does not exist; check the path") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        most = Image.MAX_IMAGE_PIXELS
+        raise NovaError(f"image {path} has more than {most} pixels; give a smaller one") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise NovaError(f"image {path} cannot be read; give a PNG, JPEG or WebP file") from error
+
+
+def to_rgb(image: Image.Image) -> Picture:
+    """A picture of any mode as RGB, deep ones scaled from black to white; transparency is dropped.
+
+    Raises:
+      NovaError: Its mode does not say what is white, and its values go beyond what is usual.
+    """
+    if (white := _WHITE.get(image.mode)) is None:
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image, np.float64)
+    if not ((values >= 0) & (values <= white)).all():
+        raise NovaError(f"a picture has values beyond 0 to {white}; save it with 8 bits a channel")
+    gray = np.round(values * (255 / white)).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def fit_image(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Int, Key
 from PIL import Image
 from tqdm import tqdm
 
+from nova_jax.arguments import (
+    check_dtype,
+    check_first_frames,
+    check_negative,
+    check_noise,
+    check_order,
+    check_prompts,
+    check_seeds,
+)
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
+from nova_jax.budget import check_memory
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
+from nova_jax.config import Count, FrameRate, MotionScore, convert
+from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
@@ -39,19 +50,7 @@ from nova_jax.distributed.mesh import (
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.request import (
-    Batch,
-    FirstFrames,
-    Output,
-    OutputType,
-    Prompt,
-    Request,
-    check_latents,
-    check_negative,
-    check_prompts,
-    check_seeds,
-    encode_image,
-)
+from nova_jax.request import Batch, Batches, Output, OutputType, Prompt, Request, in_one
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
@@ -79,6 +78,9 @@ class NovaPipeline:
             by default all of this process.
         unroll: Blocks per iteration of the loops over depth. On a CPU 16 takes a twentieth off the
             time of a large model and compiles for three times as long.
+
+    Raises:
+        NovaError: A number is of another type or out of range, see `nova_jax.config`.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class NovaPipeline:
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
     ) -> None:
-        if unroll < 1:
-            raise NovaError(f"unroll is {unroll}; it must be at least 1")
         self.schedule, self.codec, self.text_encoder = schedule, codec, text_encoder
-        self.config, self.frames, self.sampling = model.config, frames, sampling
-        self.motion_flow, self.fps = motion_flow, fps
+        self.config, self.frames = model.config, convert(Count, frames, "frames")
+        self.sampling = convert(SamplingConfig, sampling, "sampling")
+        self.motion_flow = convert(MotionScore, motion_flow, "motion_flow")
+        self.fps = convert(FrameRate, fps, "fps")
+        unroll = convert(Count, unroll, "unroll")
         self._graph, self._state = nnx.split(model.unrolled(unroll))
         self._mesh = mesh
         self._devices = list(devices or jax.local_devices())
@@ -130,8 +133,8 @@ class NovaPipeline:
                 directory, or work directory of a training run; see `nova_jax.checkpoints.open`.
             weights: Of a training run, averaged or current parameters.
             step: Of a training run, which of its checkpoints: "latest", "best" or a number.
-            dtype: Type of the computation, and of the parameters of frozen parts; norms and
-                softmax are float32.
+            dtype: Type of the computation, and of the parameters of frozen parts: float32,
+                bfloat16 or float16; norms and softmax are float32.
             param_dtype: Type that the transformer's parameters are kept in; by default `dtype`.
             mesh: Devices to put the parameters on, see `nova_jax.distributed.mesh`; by default
                 the first device, and copies on others when there are samples for them.
@@ -139,12 +142,14 @@ class NovaPipeline:
             unroll: See the class.
 
         Raises:
-            NovaError: It cannot be found or downloaded, or something in it is missing, unknown,
-                damaged or of another shape.
+            NovaError: It cannot be found or downloaded, something in it is missing, unknown,
+                damaged or of another shape, or an argument is out of range.
         """
+        dtype = check_dtype(dtype, "dtype")
+        kept = dtype if param_dtype is None else check_dtype(param_dtype, "param_dtype")
+        unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
-        kept = dtype if param_dtype is None else param_dtype
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
         codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
@@ -176,6 +181,7 @@ class NovaPipeline:
         Raises:
             NovaError: A token does not fit the size.
         """
+        height, width = convert(Count, height, "height"), convert(Count, width, "width")
         stride = self.codec.stride
         unit, latent_size = stride * self.config.patch_size, (height // stride, width // stride)
         if height % stride or width % stride or not self.config.fits(latent_size):
@@ -188,7 +194,7 @@ class NovaPipeline:
         other.config, other._graph = model.config, nnx.graphdef(model)
         return other
 
-    def __call__(
+    def stream(
         self,
         prompt: str | int | Sequence[str] | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
@@ -206,7 +212,7 @@ class NovaPipeline:
         *,
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 0,
-        key: Key[jax.Array, ""] | None = None,
+        key: jax.Array | None = None,
         latents: np.ndarray | None = None,
         prompt_embeds: Sequence[np.ndarray] | None = None,
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
@@ -214,11 +220,12 @@ class NovaPipeline:
         num_frames: int | None = None,
         batch_size: int = 32,
         disable_progress_bar: bool = False,
-        order: Int[jax.Array, "b n"] | None = None,
+        order: jax.Array | None = None,
         noise: NoiseSource | None = None,
+        keep: bool = False,
         **options: Any,
-    ) -> Output:
-        """Generates videos, or pictures where there is one frame.
+    ) -> Generator[Output, None, None]:
+        """Generates videos, or pictures where there is one frame; gives each batch when it is made.
 
         A sample depends on its prompt, its seed and its number among the samples of its prompt, and
         on nothing else in the call: alone, in any batch and on any number of devices it is the
@@ -240,8 +247,8 @@ class NovaPipeline:
                 cropped to fill `size`.
             num_images_per_prompt: Samples of each prompt, all different.
             sampling: How samples are drawn, in place of the pipeline's way; options come on top.
-            seed: One for all prompts or one for each.
-            key: Random key in place of a seed.
+            seed: One for all prompts or one for each, from 0 to 2³² − 1.
+            key: Random key in place of a seed, as `jax.random.key` makes it.
             latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
                 for all prompts or one for each.
             prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
@@ -250,27 +257,34 @@ class NovaPipeline:
             num_frames: F, in place of `max_latent_length`.
             batch_size: Most samples to compute together, in all devices; bounds memory.
             disable_progress_bar: Show none.
-            order, noise: Reveal orders and noise of all samples, drawn elsewhere.
+            order, noise: Reveal orders `[B, N]` of N tokens and noise of all samples, drawn
+                elsewhere.
+            keep: Have memory for all samples counted before the start, not only for a batch's.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
         Returns:
-            The samples in the order of the prompts, those of one prompt next to each other.
+            The samples in the order of the prompts, those of one prompt next to each other, a batch
+            at a time: only one is in memory, unless the caller keeps them.
 
         Raises:
-            NovaError: An option or the image does not fit the model.
+            NovaError: An option is of another type or out of range, or does not fit the model; or
+                numbers became too large for `dtype`, and a sample is not finite.
         """
         prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
         count, frames = len(prompts), self.latent_frames(max_latent_length, num_frames)
+        copies = convert(Count, num_images_per_prompt, "num_images_per_prompt")
         request = Request(
             prompts=prompts,
             negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
             seeds=check_seeds(seed, key, count),
-            copies=num_images_per_prompt,
+            copies=copies,
             frames=frames,
-            first=self._first_frames(image, latents, count, frames),
-            flow=self.motion_flow if motion_flow is None else motion_flow,
+            first=check_first_frames(
+                image, latents, count, frames, self.config, size=self.size, codec=self.codec
+            ),
+            flow=self.motion_score(motion_flow),
             sampling=self.sampling_with(
                 sampling,
                 num_inference_steps=num_inference_steps,
@@ -282,22 +296,29 @@ class NovaPipeline:
                 flow_shift=flow_shift,
                 **options,
             ),
-            batch_size=batch_size,
-            output_type=output_type,
-            order=order,
-            noise=noise,
+            batch_size=convert(Count, batch_size, "batch_size"),
+            output_type=convert(OutputType, output_type, "output_type"),
+            order=check_order(order, count * copies, self.config),
+            noise=check_noise(noise),
         )
+        self._check_memory(request, returned=keep)
         return self._run(request, show_progress=not disable_progress_bar)
 
-    def _run(self, request: Request, *, show_progress: bool) -> Output:
+    __call__ = in_one(stream)
+
+    def _run(self, request: Request, *, show_progress: bool) -> Generator[Output, None, None]:
         """Encodes, generates and decodes, batch by batch."""
-        devices = 1 if request.recorded else len(self._devices)
-        ways = devices if self._mesh is None else self._mesh.ways("batch")
-        batches = request.batches(ways, all_take_part=self._mesh is not None)
-        mesh, model = self._on_devices(min(len(batches[0]), devices), request.sampling.sampler)
-        latents, pixels = [], []
+        batches, devices = self._batches(request)
+        mesh, model = self._on_devices(devices, request.sampling.sampler)
+        left, latents_only = request.count, request.output_type == "latent"
         total = len(batches) * request.frames
-        with tqdm(desc="generating", unit="frame", total=total, disable=not show_progress) as bar:
+        desc, off = "starting (what is new is compiled first)", not show_progress
+        with tqdm(desc=desc, unit="frame", total=total, disable=off) as bar:
+
+            def on_frame(_: int) -> None:
+                bar.set_description("generating", refresh=False)
+                bar.update()
+
             for batch in batches:
                 made = generate(
                     model,
@@ -307,13 +328,42 @@ class NovaPipeline:
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,
-                    on_frame=lambda _: bar.update(),
+                    on_frame=on_frame,
                     parallelism=SampleParallelism(mesh, whole=self._mesh is None),
                 )
-                latents.append(np.asarray(made))
-                if request.output_type != "latent":
-                    pixels.append(np.asarray(to_uint8(self.codec.decode(made))))
-        return Output.of(request, latents, pixels, self.fps)
+                latents = frames = np.array(made)[:left]  # the last sample pads a batch
+                request.check_finite(batch, np.isfinite(latents), "latents")
+                if not latents_only:
+                    decoded = self.codec.decode(made)
+                    frames = np.array(to_uint8(decoded))[:left]
+                    request.check_finite(batch, jnp.isfinite(decoded), "pixels")
+                left -= len(frames)
+                yield Output(latents, frames, self.fps, request.output_type)
+
+    def _batches(self, request: Request) -> tuple[Batches, int]:
+        """A request in batches, and how many devices share the samples of one."""
+        devices = 1 if request.recorded else len(self._devices)
+        ways = devices if self._mesh is None else self._mesh.ways("batch")
+        batches = request.batches(ways, all_take_part=self._mesh is not None)
+        return batches, min(batches.size, ways)
+
+    def _check_memory(self, request: Request, *, returned: bool) -> None:
+        """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
+        batches, ways = self._batches(request)
+        networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
+        devices = self._devices[:ways] if self._mesh is None else self._mesh.devices.flat
+        check_memory(
+            request,
+            self.config,
+            self.schedule,
+            self.codec,
+            samples=-(-batches.size // ways),
+            itemsize=jnp.dtype(self.model.dtype).itemsize,
+            transformer=device_bytes(self._state),
+            frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
+            devices=[one for one in devices if one.process_index == jax.process_index()],
+            returned=returned,
+        )
 
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any
@@ -325,36 +375,29 @@ class NovaPipeline:
         Raises:
             NovaError: An option's value makes no sense, see `nova_jax.sampling.options`.
         """
-        return with_options(sampling or self.sampling, options)
+        own = self.sampling if sampling is None else convert(SamplingConfig, sampling, "sampling")
+        return with_options(own, options)
+
+    def motion_score(self, motion_flow: float | None) -> float:
+        """The motion score of a request; without one, the pipeline's own."""
+        own = self.motion_flow if motion_flow is None else motion_flow
+        return convert(MotionScore, own, "motion_flow")
 
     def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
         """T of a request in latent frames or in frames; without one, the pipeline's own."""
         if max_latent_length is not None and num_frames is not None:
             raise NovaError("max_latent_length and num_frames are given; give one of them")
-        frames = self.frames if max_latent_length is None else max_latent_length
+        frames = self.frames
+        if max_latent_length is not None:
+            frames = convert(Count, max_latent_length, "max_latent_length")
         if num_frames is not None:
-            if num_frames < 1:
-                raise NovaError(f"{num_frames} frames asked for; a video has at least 1")
+            num_frames = convert(Count, num_frames, "num_frames")
             frames = self.codec.latent_frames(num_frames)
             if (fitting := self.codec.pixel_frames(frames)) != num_frames:
                 raise NovaError(f"this model cannot make {num_frames} frames; ask for {fitting}")
-        if frames < 1:
-            raise NovaError(f"max_latent_length is {frames}; a video has at least 1 latent frame")
         if frames > 1 and not self.config.is_video:
             raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
         return frames
-
-    def _first_frames(
-        self, image: Any, latents: Any, prompts: int, frames: int
-    ) -> FirstFrames | None:
-        """What the videos of so many prompts begin with."""
-        if image is not None and latents is not None:
-            raise NovaError("an image and latents are given; give one of them")
-        if latents is not None:
-            return check_latents(latents, prompts, frames, self.config)
-        if image is not None:
-            return encode_image(image, prompts, frames, size=self.size, codec=self.codec)
-        return None
 
     def _encode(self, request: Request, batch: Batch) -> dict[str, Any]:
         """What the samples of a batch are made from, as `generate` takes it."""

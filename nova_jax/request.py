@@ -1,4 +1,4 @@
-"""What a pipeline is asked for, checked and cut into batches, and what it gives.
+"""What a pipeline is asked for, cut into batches, and what it gives.
 
 Letters as in `nova_jax.pipeline`; g latent frames are given.
 """
@@ -6,30 +6,28 @@ Letters as in `nova_jax.pipeline`; g latent frames are given.
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Sequence
-from typing import Any, Literal
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, ParamSpec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Bool, Float, Int, Key, UInt8
 from PIL import Image
 
-from nova_jax import media
-from nova_jax.autoencoders.interface import VideoCodec
-from nova_jax.autoencoders.pixels import to_float
+from nova_jax.autoencoders.interface import Array
+from nova_jax.config import shown
 from nova_jax.errors import NovaError
-from nova_jax.models.config import NovaConfig
 from nova_jax.sampling.denoise import NoiseSource
-from nova_jax.sampling.keys import image_keys, sample_key, seed_key
+from nova_jax.sampling.keys import image_keys, sample_key
 from nova_jax.sampling.options import SamplingConfig
-
-logger = logging.getLogger(__name__)
 
 # A text, a class label, or text features [rows, text_dim].
 Prompt = Any
 OutputType = Literal["pil", "np", "latent"]
+Arguments = ParamSpec("Arguments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +55,38 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Batches(Sequence[Batch]):
+    """Batches of one size, made when they are asked for; the last sample pads the last batch.
+
+    Attributes:
+        total: samples.
+        copies: of them, samples of each prompt.
+        size: samples of a batch.
+    """
+
+    total: int
+    copies: int
+    size: int
+
+    def __len__(self) -> int:
+        return -(-self.total // self.size)
+
+    def __getitem__(self, index: Any) -> Any:
+        first = range(len(self))[index] * self.size
+        samples = (min(sample, self.total - 1) for sample in range(first, first + self.size))
+        prompts, copies = zip(*(divmod(sample, self.copies) for sample in samples), strict=True)
+        return Batch(prompts, copies)
+
+
+@dataclasses.dataclass(frozen=True)
 class Request:
-    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.__call__` is asked for them.
+    """Samples of prompts, as `nova_jax.pipeline.NovaPipeline.stream` is asked for them.
 
     Attributes:
         prompts, negative, seeds: one of each for every prompt; seeds are keys.
         copies: samples of each prompt.
         frames: T.
         first: what videos begin with; None for nothing.
-
-    Raises:
-        NovaError: a number or the type of the output makes no sense.
     """
 
     prompts: Sequence[Prompt]
@@ -83,12 +102,6 @@ class Request:
     order: Int[jax.Array, "b n"] | None
     noise: NoiseSource | None
 
-    def __post_init__(self) -> None:
-        if min(self.copies, self.batch_size) < 1:
-            raise NovaError("num_images_per_prompt and batch_size must be at least 1")
-        if self.output_type not in ("pil", "np", "latent"):
-            raise NovaError(f'output_type is {self.output_type!r}; choose "pil", "np" or "latent"')
-
     @property
     def recorded(self) -> bool:
         """Whether order or noise are given: they have no known layout, so one device has all."""
@@ -99,7 +112,7 @@ class Request:
         """Samples."""
         return len(self.prompts) * self.copies
 
-    def batches(self, devices: int, *, all_take_part: bool) -> list[Batch]:
+    def batches(self, devices: int, *, all_take_part: bool) -> Batches:
         """All samples, in batches of one size that devices share evenly; the last sample pads.
 
         Fewer samples than devices take one device each, or are padded so that all take part.
@@ -113,8 +126,7 @@ class Request:
         size = -(-self.count // number)
         if all_take_part or size > devices:
             size += -size % devices
-        samples = np.minimum(np.arange(number * size), self.count - 1).reshape(number, size)
-        return [Batch(*(part.tolist() for part in divmod(row, self.copies))) for row in samples]
+        return Batches(self.count, self.copies, size)
 
     def keys(self, batch: Batch) -> Key[jax.Array, " b"]:
         """The samples' random keys."""
@@ -130,6 +142,21 @@ class Request:
         mean = jnp.asarray(self.first.mean[np.asarray(batch.prompts)])
         return mean + _image_noise(keys, self.first.deviation)
 
+    def check_finite(self, batch: Batch, finite: Bool[Array, "b ..."], what: str) -> None:
+        """Refuses what was made of a batch if any number of it is not finite.
+
+        Raises:
+            NovaError: naming the first sample that has such.
+        """
+        rows = np.asarray(finite.all(axis=tuple(range(1, finite.ndim))))
+        if not rows.all():
+            row = int(rows.argmin())
+            raise NovaError(
+                f"the {what} of prompt {shown(self.prompts[batch.prompts[row]])} (sample "
+                f"{batch.copies[row] + 1} of {self.copies}) are not finite; compute in float32, or "
+                "with less guidance"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Output:
@@ -138,33 +165,30 @@ class Output:
     Attributes:
         latents: float32 `[B, T, h, w, C]`, as the transformer sees them.
         frames: uint8 RGB `[B, F, H, W, 3]`; with `output_type="latent"` the latents.
-        images: where F is 1, the frames as PIL images, or as an array `[B, H, W, 3]` with
-            `output_type="np"`; else None.
         fps: frames per second.
+        output_type: what was asked for.
     """
 
     latents: Float[np.ndarray, "b t h w c"]
     frames: np.ndarray
-    images: list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None
     fps: float
+    output_type: OutputType
 
     @classmethod
-    def of(
-        cls,
-        request: Request,
-        latents: Sequence[np.ndarray],
-        pixels: Sequence[np.ndarray],
-        fps: float,
-    ) -> Output:
-        """All batches together, without what pads the last one; no pixels: latents are wanted."""
-        whole = np.concatenate(latents)[: request.count]
-        if request.output_type == "latent":
-            return cls(whole, whole, None, fps)
-        frames = np.concatenate(pixels)[: request.count]
-        images: Any = frames[:, 0] if frames.shape[1] == 1 else None
-        if images is not None and request.output_type == "pil":
-            images = [Image.fromarray(image) for image in images]
-        return cls(whole, frames, images, fps)
+    def joined(cls, parts: Sequence[Output]) -> Output:
+        """The samples of all parts in one."""
+        latents = frames = np.concatenate([part.latents for part in parts])
+        if parts[0].output_type != "latent":
+            frames = np.concatenate([part.frames for part in parts])
+        return dataclasses.replace(parts[0], latents=latents, frames=frames)
+
+    @functools.cached_property
+    def images(self) -> list[Image.Image] | UInt8[np.ndarray, "b H W 3"] | None:
+        """Where F is 1, the frames as PIL images, or as an array with `output_type="np"`."""
+        if self.output_type == "latent" or self.frames.shape[1] > 1:
+            return None
+        pictures = self.frames[:, 0]
+        return pictures if self.output_type == "np" else list(map(Image.fromarray, pictures))
 
 
 @jax.jit
@@ -176,112 +200,16 @@ def _image_noise(
     return deviation * jax.vmap(normal)(image_keys(keys))
 
 
-def check_prompts(
-    prompts: Any, embeds: Sequence[np.ndarray] | None, what: str, config: NovaConfig
-) -> list[Prompt]:
-    """One or several prompts or text features, of a kind that the model takes.
+def in_one(stream: Callable[Arguments, Iterator[Output]]) -> Callable[Arguments, Output]:
+    """The same function, which gives what all its batches hold."""
 
-    Raises:
-        NovaError: there are none, of both kinds, or of the wrong one.
-    """
-    if embeds is None:
-        several = isinstance(prompts, Sequence | np.ndarray) and not isinstance(prompts, str)
-        texts = list(prompts) if several else [] if prompts is None else [prompts]
-        if not texts:
-            raise NovaError(f"no {what} given; give at least one")
-        kind, words = (str, "text") if config.text_dim else (int, "a class number")
-        for text in texts:
-            if not isinstance(text, kind | (np.integer if kind is int else kind)):
-                raise NovaError(f"{what} {text!r}: this model takes {words}")
-        return texts
-    if prompts:
-        raise NovaError(f"a {what} and its embeddings are given; give one of them")
-    rows = [np.asarray(embed, np.float32) for embed in embeds]
-    for embed in rows:
-        if embed.ndim != 2 or embed.shape[1] != config.text_dim:
-            raise NovaError(
-                f"{what} embeddings have shape {list(embed.shape)}; "
-                f"this model takes [rows, {config.text_dim}]"
-            )
-    return rows
+    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Output:
+        """Generates all that `stream` gives, and takes what it takes."""
+        options["keep"] = True
+        return Output.joined(list(stream(*arguments, **options)))
 
-
-def check_negative(
-    prompts: Any, embeds: Sequence[np.ndarray] | None, count: int, config: NovaConfig
-) -> list[Prompt] | None:
-    """A negative prompt for each of so many prompts; None where there is none.
-
-    Raises:
-        NovaError: as `check_prompts`, or there are some, but not as many.
-    """
-    if not prompts and embeds is None:
-        return None
-    negative = check_prompts(prompts, embeds, "negative prompt", config)
-    negative = negative * count if len(negative) == 1 else negative
-    if len(negative) != count:
-        raise NovaError(
-            f"{len(negative)} negative prompts for {count} prompts; give one, or one for each"
-        )
-    return negative
-
-
-def check_seeds(
-    seed: int | Sequence[int], key: Key[jax.Array, ""] | None, count: int
-) -> list[Key[jax.Array, ""]]:
-    """The key of the seed of each of so many prompts.
-
-    Raises:
-        NovaError: there are several, but not as many.
-    """
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise NovaError(f"{len(seeds)} seeds for {count} prompts; give one for each")
-    return [seed_key(seed) if key is None else key for seed in seeds]
-
-
-def check_latents(latents: np.ndarray, count: int, frames: int, config: NovaConfig) -> FirstFrames:
-    """Latents, [1 or P, g, h, w, C], that the videos of so many prompts begin with.
-
-    Raises:
-        NovaError: they are not of this model, or nothing is left to generate.
-    """
-    given = np.asarray(latents, np.float32)
-    wanted = (*config.latent_size, config.latent_channels)
-    if given.ndim != 5 or given.shape[2:] != wanted or given.shape[0] not in (1, count):
-        raise NovaError(
-            f"latents have shape {list(given.shape)}; this model takes "
-            f"[1 or {count}, frames, {', '.join(map(str, wanted))}]"
-        )
-    if given.shape[1] >= frames:
-        raise NovaError(
-            f"{given.shape[1]} latent frames are given and {frames} asked for; nothing is "
-            "left to generate"
-        )
-    mean = np.broadcast_to(given, (count, *given.shape[1:]))
-    return FirstFrames(mean, np.zeros_like(given[:1]))
-
-
-def encode_image(
-    image: np.ndarray | Image.Image,
-    count: int,
-    frames: int,
-    *,
-    size: tuple[int, int],
-    codec: VideoCodec,
-) -> FirstFrames:
-    """A picture, uint8 [H, W, 3], that becomes the first frame of the videos of so many prompts.
-
-    Raises:
-        NovaError: it is no picture, or there are no more frames than it.
-    """
-    if frames == 1:
-        raise NovaError("an image becomes the first frame; ask for more than one frame")
-    picture = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    fitted = media.fit_image(picture, size)
-    if picture.shape[:2] != size:
-        logger.warning(
-            "image of %dx%d scaled and cropped about its center to %dx%d",
-            *(*picture.shape[1::-1], *size[::-1]),
-        )
-    mean, deviation = (np.asarray(x) for x in codec.posterior(to_float(fitted)[None, None]))
-    return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation)
+    given = inspect.signature(stream)
+    kept = [each for name, each in given.parameters.items() if name != "keep"]
+    signature = given.replace(parameters=kept, return_annotation="Output")
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call

@@ -12,18 +12,17 @@ from pathlib import Path
 
 from absl import flags, logging
 from etils import epath
-from ml_collections import config_flags
 
 from nova_jax import cli
+from nova_jax.config import Count, Natural
 from nova_jax.data.preview import write_preview
 from nova_jax.distributed import multihost
 from nova_jax.errors import NovaError
+from nova_jax.files import output_folder
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import build_parts, train
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, such as configs/digits_t2v.py; --config.key=value changes it."
-)
+CONFIG = cli.define_config("Recipe, such as digits_t2v; --config.key=value changes it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; a stopped run goes on there.")
 PREVIEW = flags.DEFINE_bool("preview", False, "Only write preview.png and .mp4 to --workdir.")
 COORDINATOR = flags.DEFINE_string(
@@ -31,27 +30,29 @@ COORDINATOR = flags.DEFINE_string(
     None,
     "Of a run of several processes: HOST:PORT of process 0, or auto where JAX can find it.",
 )
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which this is, from 0.")
-COORDINATOR_TIMEOUT = flags.DEFINE_integer(
-    "coordinator_timeout", 300, "Seconds until all processes must have come together."
+NUM_PROCESSES = cli.define("num_processes", Count, None, "How many processes there are.")
+PROCESS_ID = cli.define("process_id", Natural, None, "Which this is, from 0.")
+COORDINATOR_TIMEOUT = cli.define(
+    "coordinator_timeout", Count, 300, "Seconds until all processes must have come together."
 )
-LOST_AFTER = flags.DEFINE_integer(
-    "lost_after", 100, "Seconds without a sign of life after which a process counts as lost."
+LOST_AFTER = cli.define(
+    "lost_after", Count, 100, "Seconds without a sign of life after which a process counts as lost."
 )
 
 
 def main() -> None:
     """Runs the command."""
     if CONFIG.value is None:
-        raise NovaError("--config is missing; give a recipe, such as configs/digits_t2v.py")
+        raise NovaError("--config is missing; give a recipe, such as digits_t2v")
     if not WORKDIR.value:
         raise NovaError("--workdir is missing; name a directory for the results")
     logging.set_verbosity(logging.FATAL)  # Orbax explains itself at length, and raises its errors
     config, workdir = TrainConfig.from_dict(CONFIG.value.to_dict()), epath.Path(WORKDIR.value)
     if PREVIEW.value:
-        preview(config, Path(workdir))
+        preview(config, output_folder(WORKDIR.value))
         return
+    if "://" not in WORKDIR.value:  # a bucket says with the first file whether it takes any
+        output_folder(WORKDIR.value)
 
     multihost.join(
         COORDINATOR.value,

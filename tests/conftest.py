@@ -9,17 +9,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import annotations  # noqa: F401
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from flax import nnx
-from flax.traverse_util import flatten_dict
+import small
 from jax.experimental.compilation_cache import compilation_cache
-from small import VIDEO
-
-from nova_jax.checkpoints.model import save_model
-from nova_jax.models.config import NovaConfig
-from nova_jax.models.nova import Nova
 
 # Programs run a few times only: compiling them is what tests wait for, up to ten times longer with
 # optimizations. The second flag is gone, with what it switches off, in newer versions.
@@ -31,8 +23,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Sharding is tested on one machine; must be set before the first use of a device.
 jax.config.update("jax_num_cpu_devices", 8)
 
-MODEL = VIDEO | dict(latent_size=(16, 16), patch_size=4, frames=3)
-SAMPLING = dict(num_inference_steps=2, num_diffusion_steps=3, guidance=dict(scale=5.0))
 OPTIONS = {"network": "downloads from the Internet", "slow": "takes minutes"}
 
 
@@ -69,31 +59,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def save_untrained() -> Callable[..., Path]:
-    """A function (directory, **changes to MODEL) that writes a model that has learned nothing."""
-
-    def save(directory: Path, **changes: object) -> Path:
-        config = NovaConfig.from_dict(MODEL | changes)
-        shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0)))))
-        rng = np.random.default_rng(0)
-        # Nothing near zero, so that every part of the model shows in what it generates.
-        variables = {
-            name: jnp.asarray(rng.normal(name.endswith("scale"), 0.2, leaf.shape), jnp.float32)
-            for name, leaf in flatten_dict(shapes, sep=".").items()
-        }
-        text = {"type": "hashed_words", "dim": config.text_dim} if config.text_dim else None
-        recipe = {
-            "model": config.to_dict(),
-            "schedule": {"type": "flow_matching"},
-            "codec": {"type": "pixels", "shift": 0.0, "scale": 4.0},
-            "text_encoder": text,
-            "sampling": SAMPLING,
-            "motion_flow": 1.5,
-            "dataset": {"size": [16, 16], "frames": 3, "fps": 6.0, "digit_size": 8.0},
-        }
-        save_model(directory, variables=variables, config=recipe, step=0)
-        return directory
-
-    return save
+    """`small.save_untrained`."""
+    return small.save_untrained
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,17 @@
-"""Training commands in processes of their own, started in a moment: forked from a server that has
-imported everything and used no device yet."""
+"""Commands in processes of their own, started in a moment: forked from a server that has imported
+everything and used no device yet. They can be killed at a place that is named beforehand."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -23,7 +27,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["annotations", "nova_jax.train", "tensorboardX", "processes"])
+# Not the commands themselves: each defines flags of its own, and a process can have one of them.
+_CONTEXT.set_forkserver_preload(
+    [
+        "annotations",
+        "nova_jax.cli",
+        "nova_jax.digits.judges",
+        "nova_jax.pipeline",
+        "nova_jax.prepare.preparation",
+        "nova_jax.training.loop",
+        "tensorboardX",
+        "processes",
+    ]
+)
 
 
 def start(
@@ -34,8 +50,9 @@ def start(
     disk: int | None = None,
     log: Path,
     cache: Path,
+    kill: str | None = None,
 ) -> BaseProcess:
-    """Starts ``python -m nova_jax.train`` on a config of plain values; output goes to `log`.
+    """Starts ``python -m nova_jax.train`` on a config of plain values; see `start_command`.
 
     Args:
         run: the config.
@@ -43,16 +60,38 @@ def start(
         flags: more of the command line.
         devices: CPU devices of the process.
         disk: train on a disk of this many bytes, whose contents are in `workdir` afterwards.
-        log: where output is appended.
-        cache: where compiled programs are kept for the next process.
+        log, cache, kill: see `start_command`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [
-        f"--config={write_recipe(run, log.with_suffix('.py'))}",
-        f"--workdir={workdir}",
-        *flags,
-    ]
-    process = _CONTEXT.Process(target=_train, args=(arguments, devices, disk, str(log), str(cache)))
+    recipe = write_recipe(run, log.with_suffix(".py"))
+    arguments = (f"--config={recipe}", f"--workdir={workdir}", *flags)
+    return start_command(
+        "train", *arguments, devices=devices, disk=disk, log=log, cache=cache, kill=kill
+    )
+
+
+def start_command(
+    command: str,
+    *arguments: str,
+    devices: int = 1,
+    disk: int | None = None,
+    log: Path,
+    cache: Path,
+    kill: str | None = None,
+) -> BaseProcess:
+    """Starts ``python -m nova_jax.COMMAND``; output is appended to `log`.
+
+    Args:
+        command: such as "train" or "prepare.__main__".
+        arguments: its command line.
+        devices: CPU devices of the process.
+        disk: see `start`.
+        log: where output goes.
+        cache: where compiled programs are kept for the next process.
+        kill: where the process is to die; see `die_at`.
+    """
+    options = (command, arguments, devices, disk, str(log), str(cache), kill)
+    process = _CONTEXT.Process(target=_run, args=options)
     process.start()
     return process
 
@@ -101,16 +140,22 @@ def wait_for(condition: Callable[[], Any], processes: list[BaseProcess], seconds
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint, by tree and name."""
-    found = {}
-    for tree in ("params", "frozen", "ema", "optimizer"):
-        with ocp.StandardCheckpointer() as checkpointer:
-            directory = workdir / "checkpoints" / str(step) / tree
-            saved = checkpointer.metadata(directory).item_metadata.tree
-            on_host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
-            restored = checkpointer.restore(directory, on_host)
-        paths = jax.tree_util.tree_flatten_with_path(restored)[0]
-        found |= {tree + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
-    return found
+    checkpoint = workdir / "checkpoints" / str(step)
+    return {
+        tree + name: array
+        for tree in ("params", "frozen", "ema", "optimizer")
+        for name, array in arrays_of(checkpoint / tree).items()
+    }
+
+
+def arrays_of(tree: Path) -> dict[str, np.ndarray]:
+    """Every array that Orbax has saved in a directory, by name."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        saved = checkpointer.metadata(tree).item_metadata.tree
+        on_host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), saved)
+        restored = checkpointer.restore(tree, on_host)
+    paths = jax.tree_util.tree_flatten_with_path(restored)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
@@ -133,24 +178,82 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _train(arguments: list[str], devices: int, disk: int | None, log: str, cache: str) -> None:
+def die_at(place: str) -> None:
+    """Has this process kill itself at a place, which is one of these, with n from 1:
+
+    - "n REGEX": before the n-th change of files that is described by words which match, such as
+      "os.rename a b" or "open a"; see https://docs.python.org/3/library/audit_events.html
+    - "n call MODULE:NAME": before the n-th call of a function or method
+    - "n call MODULE:NAME torn": after it, and half of the last line of metrics.jsonl is lost
+    """
+    count, _, what = place.partition(" ")
+    left = itertools.count(int(count) - 1, -1)
+    if what.startswith("call "):
+        module, _, name = what.split()[1].partition(":")
+        *outer, name = name.split(".")
+        owner = importlib.import_module(module)
+        for part in outer:
+            owner = getattr(owner, part)
+        original = getattr(owner, name)
+
+        def deadly(*arguments: Any, **options: Any) -> Any:
+            if next(left) == 0:
+                if what.endswith(" torn"):
+                    original(*arguments, **options)
+                    file = arguments[0]._workdir / "metrics.jsonl"
+                    os.truncate(file, len(file.read_bytes()) - 20)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **options)
+
+        setattr(owner, name, deadly)
+        return
+
+    def hook(event: str, details: tuple[Any, ...]) -> None:
+        if (change := _change(event, details)) and re.search(what, change) and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def _change(event: str, details: tuple[Any, ...]) -> str | None:
+    """Describes what an audit event changes on disk; None for all other events."""
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+    if event == "open" and isinstance(details[2], int) and details[2] & writing:
+        return f"open {details[0]}"
+    if event in ("os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "shutil.rmtree"):
+        return " ".join([event, *(str(part) for part in details[:2] if not isinstance(part, int))])
+    return None
+
+
+def _run(
+    command: str,
+    arguments: tuple[str, ...],
+    devices: int,
+    disk: int | None,
+    log: str,
+    cache: str,
+    kill: str | None,
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
-    from nova_jax import cli, train
+    from nova_jax import cli
 
+    main = importlib.import_module(f"nova_jax.{command}").main
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_disable_most_optimizations", True)
-    sys.argv = ["train", *arguments]
+    sys.argv = [command, *arguments]
+    if kill is not None:
+        die_at(kill)
     if disk is None:
-        cli.run(train.main)
+        cli.run(main)
         return
     with small_disk(disk) as place:
         workdir = sys.argv[2].removeprefix("--workdir=")
         sys.argv[2] = f"--workdir={place}/run"
         try:
-            cli.run(train.main)
+            cli.run(main)
         finally:
             shutil.copytree(place / "run", workdir)
 

@@ -1,8 +1,14 @@
 """Models small enough to compile in seconds."""
 
-import jax
-from flax import nnx
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from nova_jax.checkpoints.model import save_model
 from nova_jax.models import Nova, NovaConfig
 
 #: Settings of the smallest video model, for tests of what surrounds it.
@@ -61,3 +67,28 @@ def make(config: NovaConfig = CONFIG, **options) -> Nova:
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [v + 0.1 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
     return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+
+
+def save_untrained(directory: Path, **changes: object) -> Path:
+    """Writes a model that has learned nothing, 3 frames of 16x16 pixels but for the changes."""
+    model = VIDEO | dict(latent_size=(16, 16), patch_size=4, frames=3)
+    config = NovaConfig.from_dict(model | changes)
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0)))))
+    rng = np.random.default_rng(0)
+    # Nothing near zero, so that every part of the model shows in what it generates.
+    variables = {
+        name: jnp.asarray(rng.normal(name.endswith("scale"), 0.2, leaf.shape), jnp.float32)
+        for name, leaf in flatten_dict(shapes, sep=".").items()
+    }
+    text = {"type": "hashed_words", "dim": config.text_dim} if config.text_dim else None
+    recipe = {
+        "model": config.to_dict(),
+        "schedule": {"type": "flow_matching"},
+        "codec": {"type": "pixels", "shift": 0.0, "scale": 4.0},
+        "text_encoder": text,
+        "sampling": dict(num_inference_steps=2, num_diffusion_steps=3, guidance=dict(scale=5.0)),
+        "motion_flow": 1.5,
+        "dataset": {"size": [16, 16], "frames": 3, "fps": 6.0, "digit_size": 8.0},
+    }
+    save_model(directory, variables=variables, config=recipe, step=0)
+    return directory

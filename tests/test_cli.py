@@ -1,6 +1,7 @@
 """Requests that cannot be met: one line that names the thing and the remedy, exit code 2, no trace.
 
-Starting Python and JAX takes seconds, so one process imports a command and forks for each case.
+Starting Python and JAX takes seconds, so one process imports what commands do and forks for each
+case.
 """
 
 import json
@@ -17,21 +18,19 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'digits_t2v.py'}"
 
-# Runs cli.run(main) of one command on many command lines, each in a fork of its own.
+# Runs commands as `python -m` does, each in a fork of its own; what they import is there already.
 FORKS = """
-import importlib, json, os, sys, traceback
-from nova_jax import cli
-try:
-    command = importlib.import_module(sys.argv[1] + ".__main__")
-except ModuleNotFoundError:
-    command = importlib.import_module(sys.argv[1])
-for arguments, log in json.loads(sys.argv[2]):
+import json, os, runpy, sys, traceback
+import nova_jax.checkpoints.conversion, nova_jax.data.preview, nova_jax.digits.judges
+import nova_jax.export, nova_jax.parity.replay, nova_jax.plan.report, nova_jax.prepare.inspection
+import nova_jax.prepare.preparation, nova_jax.training.loop
+for command, arguments, log in json.loads(sys.argv[1]):
     if not os.fork():
         output = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1), os.dup2(output, 2)
-        sys.argv = [command.__file__, *arguments]
+        sys.argv = [command, *arguments]
         try:
-            cli.run(command.main)
+            runpy.run_module("nova_jax." + command, run_name="__main__", alter_sys=True)
         except SystemExit as stop:
             status = stop.code
         except BaseException:
@@ -39,7 +38,7 @@ for arguments, log in json.loads(sys.argv[2]):
             status = 1
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(status)
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 # name: (command, arguments, what the line must say). {names} are files of the fixture below.
@@ -49,6 +48,35 @@ CASES = {
     "unknown section of the config": (
         "train", "--config={sparse_config} --workdir={new} --config.logging.every=1",
         "--config.logging.every=1: no such key"),
+    "misspelled config key": ("train", "--config=digits_t2v --config.model.pach_size=3",
+                              "no such key; did you mean config.model.patch_size?"),
+    "unknown key of a section": ("demo", "--config.model.nope=3 --out={new}",
+                                 "no such key; config.model has diffusion_head, frames, "),
+    "key of an unknown section": ("plan", "{config} --config.nope.x=1 --topology=cpu:1",
+                                  "--config.nope.x=1: no such key; config has checkpoint, codec"),
+    "key of a value": ("demo", "--config.model.frames.x=3", "frames is a value without keys"),
+    "key past the end of a list": (
+        "plan", "--config={sparse_config} --config.dataset.sources[4].path=x",
+        "config.dataset.sources has 0"),
+    "key that the recipe leaves open": (
+        "plan", "--config={sparse_config} --config.samples.every=9", "has None there; change"),
+    "text for a whole number": ("demo", "--config.steps=abc", "it must be a whole number"),
+    "text for a number": ("train", "{config} --config.optimizer.learning_rate=fast",
+                          "learning_rate=fast: it must be a number"),
+    "text for a switch": ("train", "{config} --config.model.rotary=maybe", "must be true or false"),
+    "a number for a section": ("plan", "{config} --config.model=3", "must be changed key by key"),
+    "negative steps": ("train", "{config} --workdir={new} --config.steps=-5",
+                       "config.steps is -5; it must be at least 1"),
+    "a key before its recipe": ("train", "--config.steps=3", "'config.steps'; give --config first"),
+    "two recipes": ("train", "{config} {config}", "--config is given 2 times"),
+    "unknown recipe": ("train", "--config=digit_t2v --workdir={new}",
+                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2v, own_videos, "),
+    "unknown variant": ("plan", "--config=t2i:nope", "recipe t2i:nope cannot be read"),
+    "recipe of another kind": ("train", "--config={blank}", "KeyError: 'get_config'"),
+    "flag without a value": ("train", "--config --workdir={new}", "--config has no value; write"),
+    "flag that is empty": ("generate", "--prompt=x --image=", "--image is empty; give it a value"),
+    "workdir that is a model": ("train", "{config} --workdir={model}",
+                                "is a model directory, not a run's"),
     "config value of a wrong type": ("train", "{config} --workdir={new} --config.steps=many",
                                      "--config.steps=many"),
     "config value of a wrong kind": ("train", "{config} --workdir={new} --config.dataset.size=7",
@@ -58,11 +86,14 @@ CASES = {
     "heads that do not divide the width": (
         "train", "{config} --workdir={new} --config.model.spatial_decoder=vit_d2w100", "100"),
     "missing config": ("train", "--config=nowhere.py --workdir={new}", "nowhere.py"),
+    "recipe with a long name": ("train", f"--config={'x' * 300} --workdir={{new}}",
+                                "there is no recipe"),
     "broken config": ("train", "--config={broken_config} --workdir={new}", "cannot be read"),
     "no config": ("train", "--workdir={new}", "--config is missing"),
     "workdir that is a file": ("train", "{config} --workdir={broken_image}", "broken.png"),
-    "unknown flag": ("generate", "--promt=x", "Unknown command line flag 'promt'"),
-    "flag of a wrong type": ("generate", "--frames=many", "--frames=many"),
+    "unknown flag": ("generate", "--promt=x",
+                     "Unknown command line flag 'promt'; did you mean --prompt?"),
+    "flag of a wrong type": ("generate", "--frames=many", "--frames is 'many'; it must be int"),
     "stray argument": ("generate", "a red seven", "unexpected argument 'a'"),
     "no prompt": ("generate", "--checkpoint={model} --out={new}", "nothing to generate"),
     "empty prompt file": ("generate", "--checkpoint={model} --out={new} --prompt_file={blank}",
@@ -80,7 +111,8 @@ CASES = {
     "size that tokens do not fit": (
         "generate", "--checkpoint={model} --prompt=x --size=16x17 --out={new}",
         "size 16x17 does not fit the model; take multiples of"),
-    "no frames": ("generate", "--checkpoint={model} --prompt=x --frames=0 --out={new}", "0 frames"),
+    "no frames": ("generate", "--checkpoint={model} --prompt=x --frames=0 --out={new}",
+                  "--frames is 0; it must be at least 1"),
     "missing checkpoint": ("generate", "--checkpoint=nowhere --prompt=x --out={new}", "nowhere"),
     "misspelled checkpoint": ("generate", "--checkpoint={folder}/truncate --prompt=x --out={new}",
                               "/truncate; did you mean"),
@@ -91,7 +123,25 @@ CASES = {
     "truncated checkpoint": ("generate", "--checkpoint={truncated} --prompt=x --out={new}",
                              "damaged or cut short"),
     "impossible guidance": ("generate", "--checkpoint={model} --prompt=x --guidance_renorm=3",
-                            "renorm 3"),
+                            "--guidance_renorm is 3; it must be at least 0 and at most 1"),
+    "guidance that is no number": ("generate", "--prompt=x --guidance_scale=nan",
+                                   "--guidance_scale is nan; it must be finite"),
+    "motion without end": ("generate", "--prompt=x --motion_flow=inf", "--motion_flow is inf"),
+    "seed beyond 32 bits": ("generate", "--prompt=x --seed=4294967296",
+                            "--seed is 4294967296; it must be at least 0 and at most 4294967295"),
+    "seed beyond 64 bits": ("generate", "--prompt=x --seed=18446744073709551616",
+                            "--seed is 18446744073709551616"),
+    "half a seed": ("generate", "--prompt=x --seed=1.5", "--seed is 1.5; it must be int"),
+    "rate beyond clocks": ("generate", "--prompt=x --fps=1e9",
+                           "--fps is 1000000000.0; it must be at least 0.1 and at most 1000"),
+    "rate that is no number": ("generate", "--prompt=x --fps=nan", "--fps is nan"),
+    "rate beyond the clock of GIFs": (
+        "generate", "--checkpoint={model} --prompt=x --gif --fps=120", "a GIF has at most 100"),
+    "too large a video": ("generate", "--prompt=x --upscale=100000", "--upscale is 100000"),
+    "unknown type": ("generate", "--prompt=x --dtype=float17", "--dtype is 'float17'; it must be"),
+    "unknown weights": ("generate", "--prompt=x --weights=xx", "--weights=xx"),
+    "prompt that is no text": ("generate", "--checkpoint={model} --prompt=on\udce9 --out={new}",
+                               "is no text; write it in UTF-8"),
     "export of a prompt": ("generate", "--export={new}.zip --prompt=x",
                            "--prompt has no place in an export"),
     "export to a file that exists": ("generate", "--checkpoint=nowhere --export={archive}",
@@ -111,10 +161,91 @@ CASES = {
                       "nowhere does not exist; give a directory or a manifest"),
     "no such records": ("prepare", "--input=codewithgpu:nowhere --out={new} --raw",
                         "nowhere holds no records of codewithgpu"),
+    "input with a long name": ("prepare", f"--input={'x' * 300} --out={{new}} --raw",
+                               "does not exist; give a directory or a manifest"),
     "nothing to inspect": ("prepare", "--inspect=nowhere", "nowhere has no metadata.json"),
     "no machine to plan for": ("plan", "{config}", "--topology is missing"),
     "unknown machine": ("plan", "{config} --topology=abacus:8", "abacus"),
-    "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0", "--num_prompts=0"),
+    "records among the videos": ("prepare", "--input={videos} --out={videos} --raw",
+                                 "overlap; choose another --out"),
+    "records in a folder of videos": ("prepare", "--input={videos} --out={videos}/new --raw",
+                                      "overlap; choose another --out"),
+    "records around the videos": ("prepare", "--input={videos} --out={folder} --raw",
+                                  "overlap; choose another --out"),
+    "records beside a manifest": ("prepare", "--input={blank} --out={folder} --raw",
+                                  "overlap; choose another --out"),
+    "records among records": ("prepare", "--input=codewithgpu:{videos} --out={videos}/new --raw",
+                              "overlap; choose another --out"),
+    # Nothing that a command works from is there: where it writes is what it looks at first.
+    "videos to a file": ("generate", "--checkpoint=nowhere --prompt=x --out={blank}",
+                         "blank.txt cannot be written to"),
+    "videos below a file": ("generate", "--checkpoint=nowhere --prompt=x --out={blank}/new",
+                            "blank.txt: Not a directory); choose another place"),
+    "videos to no name": ("generate", "--checkpoint=nowhere --prompt=x --out=", "--out is empty"),
+    "videos to a bucket": ("generate", "--checkpoint=nowhere --prompt=x --out=gs://bucket/x",
+                           "gs://bucket/x is no local directory"),
+    "export over a directory": ("generate", "--checkpoint=nowhere --export={blank}/new/x.zip",
+                                "Not a directory); choose another place"),
+    "scores to a file": ("evaluate", "--checkpoint=nowhere --out={blank}", "cannot be written to"),
+    "records to a file": ("prepare", "--input=nowhere --raw --out={blank}", "cannot be written to"),
+    "demo to a file": ("demo", "--out={blank}", "blank.txt cannot be written to"),
+    "preview to a file": ("train", "{config} --preview --workdir={blank}", "cannot be written to"),
+    "run below a file": ("train", "{config} --workdir={blank}/new", "blank.txt: Not a directory"),
+    "conversion over a file": ("convert", "nowhere {blank}", "blank.txt exists already"),
+    "conversion below a file": ("convert", "nowhere {blank}/new", "blank.txt: Not a directory"),
+    "conversion to no disk": ("convert", "nowhere /proc/new", "/proc/new cannot be written to"),
+    "table over a file": ("parity", "nowhere --json={blank}", "blank.txt exists already"),
+    "table below a file": ("parity", "nowhere --json={blank}/new", "cannot be written to"),
+    "part of a released model": ("evaluate", "--checkpoint={released}/vae",
+                                 "of a part of a released model; give the directory that vae/"),
+    "incomplete released model": ("generate", "--checkpoint={incomplete} --prompt=x --out={new}",
+                                  "vae/config.json is missing; is this a model in the released "
+                                  "layout? It has model_index.json, transformer/, scheduler/"),
+    "directory above a model": ("generate", "--checkpoint={above} --prompt=x --out={new}",
+                                "did you mean "),
+    "nothing to convert": ("convert", "",
+                           "0 arguments given; usage: python -m nova_jax.convert IN OUT ["),
+    "no place to convert to": ("convert", "{model}", "1 arguments given; usage: python -m"),
+    "too much to convert": ("convert", "a b c", "3 arguments given; usage: python -m"),
+    "nothing to compare": ("parity", "", "usage: python -m nova_jax.parity DIR ... [--flag=value]"),
+    "inspection of a file": ("prepare", "--inspect={blank}", "blank.txt has no metadata.json"),
+    "more devices than can be planned for": (
+        "plan", "{config} --topology=cpu:100000",
+        "has 100,000 devices; plans are made for 1,024 at most"),
+    "more samples than a plan counts": (
+        "plan", "{config} --topology=cpu:8 --config.data.batch_size=1000000000",
+        "data.batch_size is 1,000,000,000; plans are made for 1,048,576 at most"),
+    "longer than memory": (
+        "generate", "--checkpoint={model} --prompt=x --frames=1000000000 --out={new}",
+        "; lower max_latent_length (num_frames)"),
+    "larger than memory": (
+        "generate", "--checkpoint={model} --prompt=x --size=99968x99968 --out={new}", "or size"),
+    "a model larger than memory": (
+        "train", "{config} --workdir={new} --config.model.temporal_encoder=vit_d96w65536 "
+        "--config.model.spatial_decoder=vit_d96w65536",
+        "lower config.model's widths and depths, or raise config.mesh.fsdp"),
+    "a batch larger than memory": (
+        "train", "{config} --workdir={new} --config.data.batch_size=2000000000",
+        "lower config.data.batch_size"),
+    "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0",
+                        "--num_prompts is 0; it must be at least 2"),
+    "seeds beyond 32 bits": ("evaluate", "--checkpoint={model} --seed=4294967295", "--seed is 429"),
+    "a plan for nothing": ("plan", "{config} --topology=cpu:8 --generate=0", "--generate is 0"),
+    "less than no process": ("train", "{config} --workdir={new} --process_id=-1",
+                             "--process_id is -1"),
+    "config value that is no number": (
+        "train", "{config} --workdir={new} --config.sampling.guidance.scale=nan",
+        "config.sampling.guidance.scale is nan; it must be finite"),
+    "config value without end": (
+        "train", "{config} --workdir={new} --config.optimizer.learning_rate=inf",
+        "config.optimizer.learning_rate is inf; it must be finite"),
+    "negative seed": ("train", "{config} --workdir={new} --config.seed=-1",
+                      "config.seed is -1; it must be at least 0"),
+    "seed of a config beyond 32 bits": (
+        "train", "{config} --workdir={new} --config.data.seed=4294967296",
+        "config.data.seed is 4294967296"),
+    "rate of a config": ("train", "{config} --workdir={new} --config.dataset.fps=1e9",
+                         "config.dataset.fps is 1000000000.0; it must be at least 0.1"),
 }  # fmt: skip
 
 
@@ -125,6 +256,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
     (folder / "broken.png").write_bytes((folder / "picture.png").read_bytes()[:60])
     (folder / "blank.txt").write_text("\n  \n")
     (folder / "archive.zip").touch()
+    (folder / "videos").mkdir()
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"_class_name": "NOVATransformer3DModel"}')
@@ -144,6 +276,9 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "foreign": str(folder / "foreign"),
         "truncated": str(folder / "truncated"),
         "folder": str(folder),
+        "videos": str(folder / "videos"),
+        "above": str(ROOT / "nova_jax" / "assets"),
+        "incomplete": str(ROOT / "tests" / "golden" / "t2i_ddpm"),
         "released": str(ROOT / "tests" / "golden" / "pipeline_t2v"),
     }
 
@@ -157,21 +292,21 @@ def results(files, tmp_path_factory) -> dict[str, tuple[int, str]]:
     """Exit status and output of every case; nothing that was there may have changed."""
     logs, folder = tmp_path_factory.mktemp("logs"), Path(files["blank"]).parent
     before = contents(folder)
-    results = {}
-    for command in dict.fromkeys(command for command, *_ in CASES.values()):
-        names = [name for name, case in CASES.items() if case[0] == command]
-        plan = [
-            ([part.format(**files) for part in CASES[name][1].split()], str(logs / name))
-            for name in names
-        ]
-        run = subprocess.run(
-            [sys.executable, "-c", FORKS, f"nova_jax.{command}", json.dumps(plan)],
-            capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        codes = [int(code) for code in run.stdout.split()]
-        assert len(codes) == len(names), run.stderr
-        for name, code in zip(names, codes, strict=True):
-            results[name] = (code, (logs / name).read_text())
+    plan = [
+        (command, [part.format(**files) for part in arguments.split()], str(logs / name))
+        for name, (command, arguments, _) in CASES.items()
+    ]
+    plan.append(("demo", ["--help"], str(logs / "--help")))
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS, json.dumps(plan)],
+        capture_output=True, text=True, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    codes = [int(code) for code in run.stdout.split()]
+    assert len(codes) == len(plan), run.stderr
+    names = (*CASES, "--help")
+    results = {
+        name: (code, (logs / name).read_text()) for name, code in zip(names, codes, strict=True)
+    }
     assert contents(folder) == before
     assert not Path(files["new"]).exists()
     return results
@@ -183,6 +318,12 @@ def test_it_is_one_line_and_exit_code_2(results, name):
     assert output.startswith("error: ") and output.count("\n") == 1, output
     assert CASES[name][2] in output
     assert code == 2
+
+
+def test_help_lists_the_flags_of_a_command_and_is_no_failure(results):
+    code, output = results["--help"]
+    assert code == 0
+    assert "--config: Recipe, digits_t2v:demo by default" in output and "--out: " in output
 
 
 def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):
@@ -204,19 +345,30 @@ def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):
         assert gif.convert("RGB").getpixel((5, 5)) == pytest.approx((99, 99, 99), abs=2)
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_file(untrained, tmp_path):
-    """On a real file system of 4 KB, mounted in a name space of our own."""
+def test_a_full_disk_is_one_line_and_keeps_whole_files_alone(untrained, tmp_path):
+    """On a real file system with room for one of two videos, mounted in a name space of our own."""
     inside = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"]).returncode:
         pytest.skip("needs unprivileged name spaces to mount a small file system")
     command = [sys.executable, "-m", "nova_jax.generate", f"--checkpoint={untrained}"]
-    command += ["--prompt=x", "--frames=1", "--upscale=4096", f"--out={tmp_path}"]
-    script = 'mount -t tmpfs -o size=4k disk "$0" && "$@"; code=$?; ls "$0"; exit $code'
+    command += ["--prompt=x", "--prompt=y", "--batch_size=1", "--frames=1", "--upscale=4096"]
+    command += [f"--out={tmp_path / 'disk'}"]
+    (tmp_path / "disk").mkdir()
+    script = (
+        'mount -t tmpfs -o size=80k disk "$0" && "$@"; code=$?; cp -a "$0" "$0-after"; exit $code'
+    )
     run = subprocess.run(
-        [*inside, "sh", "-c", script, tmp_path, *command], capture_output=True, text=True, cwd=ROOT
+        [*inside, "sh", "-c", script, tmp_path / "disk", *command],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert run.returncode == 2, run.stderr
     last = run.stderr.splitlines()[-1]
     assert last.startswith("error: ") and "no space left on device" in last
     assert "Traceback" not in run.stderr
-    assert run.stdout == ""
+    assert run.stdout == f"{tmp_path}/disk/x_seed0.png\n"
+    after = tmp_path / "disk-after"
+    assert [path.name for path in after.iterdir()] == ["x_seed0.png"]
+    with Image.open(after / "x_seed0.png") as picture:
+        assert picture.convert("RGB").size == (4096, 4096)

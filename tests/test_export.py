@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,7 @@ import safetensors
 from PIL import Image, ImageSequence
 
 from nova_jax.errors import NovaError
-from nova_jax.export import PLATFORMS, export
+from nova_jax.export import PLATFORMS, destination, export, write
 from nova_jax.pipeline import NovaPipeline
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "export.md"
@@ -112,6 +113,20 @@ def test_all_inputs_of_a_released_model(script, tmp_path):
     assert_same(video, expected.frames[0])
 
 
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
+    files, weights = destination(tmp_path / "new" / "a.zip"), {"w": np.zeros(5000, np.uint8)}
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))  # the second file has no room
+    try:
+        with pytest.raises(Exception, match="File too large"):
+            write(files, {"about.json": "{}"}, weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not list((tmp_path / "new").iterdir())
+    write(files, {"about.json": "{}"}, weights)
+    assert sorted((tmp_path / "new").iterdir()) == sorted(files)
+
+
 def test_a_class_conditional_model(save_untrained, tmp_path):
     changes = dict(frames=1, text_dim=None, text_length=None, num_classes=10, mixer_rank=None)
     pipeline = NovaPipeline.from_checkpoint(save_untrained(tmp_path / "classes", **changes))
@@ -143,8 +158,9 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(exported, tmp_pa
         export(pipeline, tmp_path / "a.zip")
     for options, message in [
         ({"sampler": "pallas"}, 'sampler "pallas" is for the machine it runs on'),
-        ({"num_frames": 0}, "0 frames asked for"),
+        ({"num_frames": 0}, "num_frames is 0"),
         ({"guidance_renorm": 3}, "renorm 3"),
+        ({"num_frames": 2**31 - 1}, "for the videos; H200 has .* GB; lower batch_size"),
     ]:
         with pytest.raises(NovaError, match=message):
             export(pipeline, tmp_path / "b.zip", **options)

@@ -20,9 +20,10 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline", "request"),
+    ("pipeline", "request", "arguments", "budget"),
     ("training", "prepare", "export", "digits"),
     ("plan", "parity"),
+    ("recipes",),
     ("cli",),
     (
         "convert",

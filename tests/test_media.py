@@ -1,7 +1,9 @@
 """Files are read back by decoders that are not the ones that wrote them."""
 
 import io
+import struct
 import subprocess
+import zlib
 
 import cv2
 import imageio_ffmpeg
@@ -107,6 +109,41 @@ def test_what_is_no_picture_is_named(tmp_path, content):
         media.read_image(file)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "white"),
+    [("png", np.uint16, 65535), ("tif", np.uint16, 65535), ("tif", np.int32, 65535),
+     ("tif", np.float32, 1.0)],
+)  # fmt: skip
+def test_deep_pictures_keep_their_brightness(tmp_path, suffix, dtype, white):
+    values = (np.linspace(0, 1, 64 * 48).reshape(48, 64) * white).astype(dtype)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    picture = media.read_image(tmp_path / f"deep.{suffix}")
+    assert picture.shape == (48, 64, 3) and picture.dtype == np.uint8
+    assert np.abs(picture / 255 - (values / white)[..., None]).max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_deep_picture_that_does_not_say_what_is_white_is_refused(tmp_path):
+    for number, values in enumerate([[[0, 65536]], [[-1, 3]]]):
+        Image.fromarray(np.array(values, np.int32)).save(tmp_path / f"{number}.tif")
+        with pytest.raises(NovaError, match="values beyond 0 to 65535; save it with 8 bits"):
+            media.read_image(tmp_path / f"{number}.tif")
+    Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "nan.tif")
+    with pytest.raises(NovaError, match="values beyond 0 to 1; save it with 8 bits"):
+        media.read_image(tmp_path / "nan.tif")
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])  # a warning of Pillow's, and an error
+def test_a_picture_of_too_many_pixels_is_refused(tmp_path, side):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
+    with pytest.raises(NovaError, match=r"huge\.png has more than \d+ pixels; give a smaller one"):
+        media.read_image(tmp_path / "huge.png")
+
+
 def test_contact_sheet_shows_every_frame_in_reading_order(clip):
     clips = np.stack([clip, clip[::-1], clip // 2])
     sheet = media.contact_sheet(clips, ["one", "two", "x" * 500], columns=2)
@@ -123,3 +160,12 @@ def test_contact_sheet_shows_every_frame_in_reading_order(clip):
 def test_file_names_are_short_and_plain():
     assert media.file_name('A "red" seven: left/right!') == "a-red-seven-left-right"
     assert media.file_name("") == "no-prompt" and len(media.file_name("word " * 99)) <= 80
+    assert media.file_name("!?…") == media.file_name("\0\udce9") == "no-prompt"
+
+
+@pytest.mark.parametrize("letter", ["𐐀", "あ", "é", "x"])
+def test_file_names_have_room_on_disk(letter, clip, tmp_path):
+    name = media.file_name(letter * 92)
+    assert set(name) == {letter.lower()} and len(name.encode()) <= 200 and len(name) <= 80
+    path = media.save_clip(tmp_path / f"{name}_seed4294967295_2147483647", clip, 6)
+    assert path.read_bytes()

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import shutil
+import time
+import weakref
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -17,7 +20,9 @@ from nova_jax.checkpoints.rules import autoencoder_table
 from nova_jax.checkpoints.tensors import write_safetensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
-from nova_jax.pipeline import NovaPipeline
+from nova_jax.pipeline import SHIPPED, NovaPipeline
+from nova_jax.request import Request
+from nova_jax.sampling.options import SamplingConfig
 
 RELEASED = Path(__file__).parent / "golden" / "pipeline_t2v"
 PROMPTS = ["a red one", "a blue two moves up", "the digit three in white", "green 4, left"]
@@ -68,6 +73,45 @@ def test_a_video_is_the_same_alone_and_in_any_batch(pipeline, videos):
     assert_same(pipeline(PROMPTS[1], seed=7).frames, videos[1:2])
     assert_same(pipeline(PROMPTS[::-1], seed=7).frames, videos[::-1])
     assert_same(pipeline(PROMPTS, seed=7, batch_size=2).frames, videos)
+
+
+def test_batches_come_one_by_one_and_are_what_a_call_gives(pipeline):
+    options = {"seed": 7, "batch_size": 2, "num_frames": 1}
+    together = pipeline(PROMPTS[:3], **options)
+    stream = pipeline.stream(PROMPTS[:3], **options)
+    first = next(stream)
+    np.testing.assert_array_equal(first.frames, together.frames[:2])
+    np.testing.assert_array_equal(first.latents, together.latents[:2])
+    assert [np.asarray(image).tolist() for image in first.images] == first.frames[:, 0].tolist()
+    kept = weakref.ref(first)
+    del first
+    (second,) = stream
+    assert kept() is None  # memory does not grow with the number of samples
+    np.testing.assert_array_equal(second.frames, together.frames[2:])
+    assert len(together.images) == 3 and together.images is together.images
+    with pytest.raises(NovaError, match="no prompt given"):
+        pipeline.stream([])  # at once, not with the first batch
+
+
+def test_no_batch_is_padding_alone():
+    """Ten samples, three at most in a batch of four devices."""
+    request = Request(
+        prompts=["one"] * 5,
+        negative=None,
+        seeds=[],
+        copies=2,
+        frames=1,
+        first=None,
+        flow=0.0,
+        sampling=SamplingConfig(),
+        batch_size=3,
+        output_type="np",
+        order=None,
+        noise=None,
+    )
+    batches = request.batches(4, all_take_part=True)
+    assert [list(batch.prompts) for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]
+    assert [list(batch.copies) for batch in batches] == [[0, 1, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
 
 
 def test_a_video_is_the_same_on_several_devices(untrained, videos):
@@ -125,7 +169,8 @@ def test_options_come_on_top_of_a_config(pipeline):
 
 def test_progress_counts_frames_of_all_batches_and_can_be_silenced(pipeline, capsys):
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2)
-    assert "6/6" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and shown.lstrip().startswith("starting (what is new is compiled first)")
     pipeline(PROMPTS[:4], batch_size=2, num_diffusion_steps=2, disable_progress_bar=True)
     assert not capsys.readouterr().err
 
@@ -146,31 +191,181 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() > 4
     with pytest.raises(NovaError, match="image model cannot make 2 frames; ask for 1"):
         pipeline(4, num_frames=2)
+    for label in (-1, 10, True, 1.0, "4"):
+        with pytest.raises(NovaError, match=f"prompt, a class number, is {label!r}; it must be "):
+            pipeline(label)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prompt": []}, "no prompt given"),
-        ({"prompt": "one", "num_frames": 0}, "0 frames asked for; a video has at least 1"),
-        ({"prompt": "one", "seed": [1, 2]}, "2 seeds for 1 prompts"),
-        ({"prompt": "one", "batch_size": 0}, "must be at least 1"),
-        ({"prompt": "one", "guidance_renorm": 2.0}, "renorm"),
-        ({"prompt": "one", "guidance_scale": "5"}, "scale is '5'; it must be a number"),
+        ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
+        ({"num_frames": 2.0}, "num_frames is 2.0; it must be int"),
+        ({"max_latent_length": True}, "max_latent_length is True; it must be int"),
+        ({"num_inference_steps": 4.5}, "num_inference_steps is 4.5; it must be int"),
+        ({"num_images_per_prompt": True}, "num_images_per_prompt is True; it must be int"),
+        ({"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5; it must be int"),
+        ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be int"),
+        ({"seed": [1, 2]}, "2 seeds for 1 prompts"),
+        ({"seed": []}, "0 seeds for 1 prompts"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be at least 0 and at most 4294967295"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be at least 0"),
+        ({"seed": [-1]}, "seed is -1; it must be at least 0"),
+        ({"seed": 1.5}, "seed is 1.5; it must be int"),
+        ({"seed": "1"}, "seed is '1'; it must be int"),
+        ({"seed": None}, "seed is None; it must be int"),
+        ({"seed": True}, "seed is True; it must be int"),
+        ({"key": 3}, "key is 3; make one by jax.random.key"),
+        ({"key": jax.random.key_data(jax.random.key(3))}, "key is Array.*; make one by"),
+        ({"guidance_renorm": 2.0}, "guidance_renorm is 2.0; it must be at least 0 and at most 1"),
+        ({"guidance_scale": "5"}, "guidance_scale is '5'; it must be float"),
+        ({"guidance_scale": np.nan}, "guidance_scale is nan; it must be finite"),
+        ({"guidance_scale": np.ones((9, 9))}, r"guidance_scale is array[^\n]*; it must be float"),
+        ({"sampling": {"num_inference_steps": 0}}, "sampling.num_inference_steps is 0"),
+        ({"motion_flow": np.nan}, "motion_flow is nan; it must be finite"),
+        ({"motion_flow": np.inf}, "motion_flow is inf; it must be finite"),
+        ({"motion_flow": "x"}, "motion_flow is 'x'; it must be float"),
+        ({"motion_flow": -1}, "motion_flow is -1; it must be at least 0"),
+        ({"latents": "x"}, "latents are 'x'; they must be an array of real numbers"),
+        ({"latents": np.ones((1, 1, 16, 16, 3), complex)}, "must be an array of real numbers"),
+        ({"latents": np.full((1, 1, 16, 16, 3), np.nan)}, "latents are not all finite"),
+        ({"latents": np.full((1, 1, 16, 16, 3), 1e300)}, "latents are not all finite in float32"),
+        ({"order": "x"}, r"order is 'x'; it must be \[1, 16\], a permutation"),
+        ({"order": np.zeros((1, 16), int)}, "order is .*; it must be"),
+        ({"noise": 3}, "noise is 3; give a source"),
+        ({"image": 3}, r"a picture is uint8 \[height, width, 3\]"),
+        ({"image": "x.png"}, r"a picture is uint8 \[height, width, 3\]"),
+        ({"prompt": b"one"}, "prompt b'one': this model takes text"),
+        ({"prompt": {"a": 1}}, "prompt {'a': 1}: this model takes text"),
+        ({"prompt": "on\udce9"}, r"prompt 'on\\udce9' is no text; write it in UTF-8"),
+        ({"negative_prompt": ["\ud800"]}, "negative prompt .* is no text; write it in UTF-8"),
+        ({"prompt": None, "prompt_embeds": 3}, "prompt embeddings are 3; give a list of arrays"),
+        ({"prompt": None, "prompt_embeds": []}, "no prompt given"),
+        ({"prompt": None, "prompt_embeds": [np.full((2, 16), np.inf)]}, "are not all finite"),
         ({"prompt": 3}, "prompt 3: this model takes text"),
         ({"prompt": ["one", None]}, "prompt None: this model takes text"),
-        ({"prompt": "one", "negative_prompt": 3}, "negative prompt 3: this model takes text"),
-        (
-            {"prompt": "one", "image": np.zeros((0, 5, 3), np.uint8)},
-            r"with pixels in it, not uint8",
-        ),
-        ({"prompt": "one", "image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
-        ({"prompt": "one", "sampler": "fast"}, "sampler 'fast' is not known"),
+        ({"negative_prompt": 3}, "negative prompt 3: this model takes text"),
+        ({"image": np.zeros((0, 5, 3), np.uint8)}, r"with pixels in it, not uint8"),
+        ({"image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
+        ({"sampler": "fast"}, "sampler is 'fast'; it must be 'auto' or 'xla' or 'pallas'"),
+        ({"output_type": 3}, "output_type is 3; it must be 'pil' or 'np' or 'latent'"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(pipeline, arguments, message):
     with pytest.raises(NovaError, match=message):
-        pipeline(**arguments)
+        pipeline(**{"prompt": "one"} | arguments)
+
+
+@pytest.mark.parametrize("size", [(16.0, 16), ("16", 16), (True, 16), (-16, 16), (10**10, 16)])
+def test_a_size_is_two_counts(pipeline, size):
+    with pytest.raises(NovaError, match=f"height is {size[0]!r}; it must be "):
+        pipeline.resized(*size)
+
+
+def test_numpys_integers_are_integers(pipeline, videos):
+    numbers = {"batch_size": np.int64(4), "num_frames": np.uint8(3), "seed": np.int64(7)}
+    np.testing.assert_array_equal(pipeline(PROMPTS, **numbers).frames, videos)
+    np.testing.assert_array_equal(pipeline(PROMPTS, seed=np.full(4, 7)).frames, videos)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (3, {}, "3 names no checkpoint; give a directory, or OWNER/NAME"),
+        (None, {}, "None names no checkpoint"),
+        ("", {}, "'' names no checkpoint"),
+        (SHIPPED, {"dtype": "float17"}, "dtype is 'float17'; it must be 'float32' or 'bfloat16'"),
+        (SHIPPED, {"dtype": np.float64}, "dtype is 'float64'; it must be"),
+        (SHIPPED, {"dtype": None}, "dtype is None; it must be"),
+        (SHIPPED, {"param_dtype": "int8"}, "param_dtype is 'int8'; it must be"),
+        (SHIPPED, {"weights": "xx"}, "weights is 'xx'; it must be 'ema' or 'raw'"),
+        (SHIPPED, {"step": 1.5}, "step is 1.5; it must be str or int"),
+        (SHIPPED, {"unroll": 1.5}, "unroll is 1.5; it must be int"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(source, options, message):
+    with pytest.raises(NovaError, match=message):
+        NovaPipeline.from_pretrained(source, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", jnp.bfloat16, np.dtype("bfloat16")])
+def test_types_have_many_names(untrained, dtype):
+    model = NovaPipeline.from_pretrained(untrained, dtype=dtype).model
+    assert jnp.dtype(model.dtype) == jnp.bfloat16
+
+
+def made_of(pipeline: NovaPipeline, **changes) -> NovaPipeline:
+    parts = {name: getattr(pipeline, name) for name in ("model", "schedule", "codec")}
+    parts |= {name: getattr(pipeline, name) for name in ("text_encoder", "frames", "sampling")}
+    parts |= {"motion_flow": pipeline.motion_flow, "fps": pipeline.fps}
+    return NovaPipeline(**parts | changes, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 0}, "frames is 0; it must be at least 1"),
+        ({"motion_flow": np.nan}, "motion_flow is nan; it must be finite"),
+        ({"fps": 1e9}, "fps is 1000000000.0; it must be at least 0.1 and at most 1000"),
+        ({"fps": np.inf}, "fps is inf; it must be finite"),
+        ({"sampling": 3}, "sampling is 3; it must be SamplingConfig"),
+        ({"unroll": True}, "unroll is True; it must be int"),
+    ],
+)
+def test_a_pipeline_is_made_of_what_makes_sense(pipeline, changes, message):
+    with pytest.raises(NovaError, match=message):
+        made_of(pipeline, **changes)
+
+
+def test_samples_that_are_not_finite_are_named(pipeline):
+    """Numbers that are finite themselves, and overflow on the way."""
+    given = np.ones((4, 1, 16, 16, 3), np.float32)
+    given[2] = 3e38
+    with pytest.raises(
+        NovaError, match=r"latents of prompt 'the digit three .*sample 1 of 1\) are n"
+    ):
+        pipeline(PROMPTS, latents=given)
+    tiny = made_of(pipeline, codec=dataclasses.replace(pipeline.codec, scale=1e-40))
+    with pytest.raises(
+        NovaError, match=r"pixels of prompt 'a red one' \(sample 1 of 1\) are not fin"
+    ):
+        tiny(PROMPTS, seed=7)
+    assert np.isfinite(tiny(PROMPTS, seed=7, output_type="latent").latents).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (
+            {"num_images_per_prompt": 10**9},
+            "for the samples that are returned; .* lower num_images",
+        ),
+        (
+            {"num_images_per_prompt": 10**9, "batch_size": 10**9},
+            "for the drawing of a batch; .* lower batch_size or max_latent_length",
+        ),
+        ({"num_frames": 10**9}, r"TB of memory, .* this machine has [\d.]+ GB; lower max_"),
+        ({"max_latent_length": 10**8}, r"lower max_latent_length \(num_frames\) or size"),
+        ({"num_diffusion_steps": 10**9}, "num_diffusion_steps is 1000000000"),
+    ],
+    ids=str,
+)
+def test_requests_that_no_memory_holds_are_refused_at_once(pipeline, arguments, reason):
+    began = time.monotonic()
+    with pytest.raises(NovaError, match=reason):
+        pipeline("one", **arguments)
+    assert time.monotonic() - began < 5
+
+
+def test_a_size_that_no_memory_holds_is_refused(pipeline):
+    with pytest.raises(NovaError, match="lower max_latent_length .* or size"):
+        pipeline.resized(99968, 99968)("one")
+
+
+def test_a_batch_may_have_room_for_more_than_there_are(pipeline, videos):
+    assert_same(pipeline(PROMPTS, seed=7, batch_size=10**9).frames, videos)
 
 
 @pytest.fixture(scope="module")

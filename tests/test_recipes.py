@@ -1,20 +1,20 @@
-"""The recipes in configs/: they can be read, and are of the models and schedules they say."""
+"""The recipes in configs/: they can be read, and are of the models and schedules they say.
 
-import importlib.util
-from pathlib import Path
+How they are found where the package is installed, tests/test_wheel.py tries.
+"""
 
 import jax
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from nova_jax import recipes
 from nova_jax.distributed.mesh import make_mesh
 from nova_jax.models.nova import Nova
 from nova_jax.plan.compile import abstract_training
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.optimizer import split_model
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 PUBLISHED = {  # batch, steps
     "t2i:256": (4096, 300_000),
     "t2i:512": (2048, 150_000),
@@ -33,11 +33,7 @@ PARAMETERS = {
 
 
 def read(recipe: str) -> TrainConfig:
-    file, variant = recipe.split(":")
-    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return TrainConfig.from_dict(module.get_config(variant).to_dict())
+    return TrainConfig.from_dict(recipes.read(recipe).to_dict())
 
 
 def abstract(config: TrainConfig) -> Nova:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from nova_jax.autoencoders.convolution import Autoencoder, Resized, Video
 from nova_jax.autoencoders.interface import Array
+from nova_jax.kernels.device import platform
 
 
 class AutoencoderCodec:
@@ -104,6 +105,18 @@ class AutoencoderCodec:
     def decode(self, latents: Float[Array, "b T h w c"]) -> Float[Array, "b F H W 3"]:
         """Pixels of scaled latents, in [-1, 1], about."""
         return self._run("decode", latents / self._scale + self._shift)
+
+    def decode_bytes(self, latent_frames: int, size: tuple[int, int]) -> float:
+        """Bytes that `decode` needs for one clip, see `VideoCodec.decode_bytes`."""
+        step, pixels = self._facts.stride[0], size[0] * size[1]
+        window = 1 + (min(latent_frames, self._facts.decode_windows.size) - 1) * step
+        itemsize = jax.tree.leaves(self._state)[0].dtype.itemsize
+        # CPUs convolve in float32.
+        wide = 4 if platform() == "cpu" else itemsize
+        # Images take more than a frame of a video does: what is at the ends of time is padded.
+        features = self._facts.decode_features * (window + 0.75) * pixels * wide
+        # Windows one after the other, and joined.
+        return features + 2 * 3 * self.pixel_frames(latent_frames) * pixels * itemsize
 
     def _run(self, method: str, x: Float[Array, "b _ _ _ _"]) -> Float[jax.Array, "b _ _ _ _"]:
         """Runs clip after clip, on every device those that lie there."""

@@ -242,6 +242,10 @@ class AutoencoderKLCogVideoX(Autoencoder):
         self.stride = 4, 2 ** (len(config.block_out_channels) - 1)
         self.encode_windows = Windows(size=17, step=16, drop=0)
         self.decode_windows = Windows(size=5, step=5, drop=1)
+        # At the size of pixels: features, and what the latents scale and shift them by, which XLA
+        # computes for all norms beforehand.
+        last, before = config.block_out_channels[0], config.block_out_channels[:2][-1]
+        self.decode_features = 6 * before + 4 * (config.layers_per_block + 1) * last
         self.encoder = Encoder(config, **options)
         self.decoder = Decoder(config, **options)
         moments, channels = 2 * config.latent_channels, config.latent_channels

@@ -214,6 +214,8 @@ class Autoencoder(nnx.Module):
         encoder, decoder: pixels to moments, latents to pixels.
         quant_conv, post_quant_conv: mix the channels of the moments, of the latents; None for not.
         encode_windows, decode_windows: how frames, and latent frames, are taken.
+        decode_features: numbers for each pixel of a window that decoding has at once, as XLA's
+            layout of the program for CPUs shows.
     """
 
     latent_channels: int
@@ -224,6 +226,7 @@ class Autoencoder(nnx.Module):
     post_quant_conv: Callable[[Video], Mapped] | None
     encode_windows: Windows
     decode_windows: Windows
+    decode_features: float
 
     def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b T h w m"]:
         """Moments of pixels in [-1, 1]: means, then log-variances."""

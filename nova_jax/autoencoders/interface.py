@@ -61,3 +61,9 @@ class VideoCodec(Protocol):
 
     def decode(self, latents: Float[Array, "b T h w C"]) -> Float[Array, "b F H W 3"]:
         """Pixels in [-1, 1] (about: `to_uint8` clamps)."""
+
+    def decode_bytes(self, latent_frames: int, size: tuple[int, int]) -> float:
+        """Bytes that `decode` needs for one clip of T latent frames and (H, W) pixels, about.
+
+        Parameters, latents and the pixels that it gives are not in it.
+        """

@@ -301,6 +301,8 @@ class AutoencoderKL(Autoencoder):
         alone = Windows(size=1, step=1, drop=0)
         self.encode_windows = Windows(size=17, step=16, drop=1) if any(temporal) else alone
         self.decode_windows = Windows(size=5, step=4, drop=1) if any(temporal) else alone
+        # The last upsampler's channels are the most there are at the size of pixels.
+        self.decode_features = 2.3 * config.block_out_channels[:2][-1]
         self.encoder = Encoder(config, **options)
         self.decoder = Decoder(config, **options)
         conv = CausalConv if config.temporal(config.up_block_types)[-1] else FrameConv

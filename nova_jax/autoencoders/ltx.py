@@ -267,6 +267,7 @@ class AutoencoderKLLTXVideo(Autoencoder):
         self.stride = self.stride[0], self.stride[1] * config.patch_size
         self.encode_windows = Windows(size=249, step=248, drop=0)
         self.decode_windows = Windows(size=32, step=32, drop=1)
+        self.decode_features = 5 * config.decoder_block_out_channels[0] / config.patch_size**2
         self.encoder = Encoder(config, **options)
         self.decoder = Decoder(config, **options)
         self.quant_conv = self.post_quant_conv = None

@@ -7,6 +7,7 @@ the way back has the very same files to give.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -35,12 +36,13 @@ from nova_jax.checkpoints.run import Step
 from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
 from nova_jax.config import to_plain
 from nova_jax.errors import NovaError
+from nova_jax.files import new_output, unfinished
 
 _KEPT = "released"
 _WEIGHT_FILES = (f"{WEIGHTS}*.safetensors*", f"{WEIGHTS}*.bin*")
 
 
-def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
+def released_to_native(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
     """Writes a model directory that holds what a released model does.
 
     Args:
@@ -48,9 +50,10 @@ def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
         out: a new directory.
 
     Raises:
-        NovaError: `out` exists, or the source is missing, damaged or not of this layout.
+        NovaError: `out` exists or cannot be made, or the source is missing, damaged or not of this
+            layout.
     """
-    _check_new(out)
+    out = new_directory(out)
     directory = Path(locate(source))
     tensors = open_tensors(directory / "transformer", [WEIGHTS])
     dtypes = {name: str(tensor.dtype) for name, tensor in tensors.items()}
@@ -71,14 +74,16 @@ def released_to_native(source: str | os.PathLike[str], out: Path) -> None:
         "sampling": to_plain(Defaults().sampling),
         "dtypes": dtypes if different else stored,
     }
-    save_model(out, variables=variables, config=config, step=0, dtype=None)
-    _copy_frozen(directory, out / _KEPT)
-    write_checksums(out)
+    with unfinished(out) as new:
+        save_model(new, variables=variables, config=config, step=0, dtype=None)
+        _copy_frozen(directory, new / _KEPT)
+        write_checksums(new)
+        new.rename(out)
 
 
 def native_to_released(
     source: str | os.PathLike[str],
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     weights: Weights = "ema",
     step: Step = "latest",
@@ -96,10 +101,10 @@ def native_to_released(
             one that the model was trained with.
 
     Raises:
-        NovaError: `out` exists, the source is no checkpoint of this project, or it has parts that
-            the released layout does not know.
+        NovaError: `out` exists or cannot be made, the source is no checkpoint of this project, or
+            it has parts that the released layout does not know.
     """
-    _check_new(out)
+    out = new_directory(out)
     checkpoint = open_checkpoint(source, weights=weights, step=step)
     if checkpoint.kind == "released":
         raise NovaError(f"{source} is in the released layout already; give a model of this project")
@@ -118,31 +123,38 @@ def native_to_released(
     trained, schedule = checkpoint.load_transformer(param_dtype=kept)
     model = trained.config
 
-    _copy_frozen(base, out)
-    # The base's own files stay where they say the same, to the byte.
-    transformer = out / "transformer" / "config.json"
-    released = read_json(transformer)
-    if config_from_released(released) != model:
-        released = config_to_released(model, released)
-        transformer.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
-    scheduler = out / "scheduler" / "scheduler_config.json"
-    if schedule_from_released(read_json(scheduler)) != schedule:
-        values = schedule_to_released(schedule)
-        scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    with unfinished(out) as new:
+        _copy_frozen(base, new)
+        # The base's own files stay where they say the same, to the byte.
+        transformer = new / "transformer" / "config.json"
+        released = read_json(transformer)
+        if config_from_released(released) != model:
+            released = config_to_released(model, released)
+            transformer.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
+        scheduler = new / "scheduler" / "scheduler_config.json"
+        if schedule_from_released(read_json(scheduler)) != schedule:
+            values = schedule_to_released(schedule)
+            scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
-    variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(trained))}
-    tensors = (
-        (name, value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name])))
-        for name, value in rules.to_released(model, variables)
-    )
-    write_safetensors(out / "transformer", WEIGHTS, tensors)
+        variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(trained))}
+        tensors = (
+            (name, value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name])))
+            for name, value in rules.to_released(model, variables)
+        )
+        write_safetensors(new / "transformer", WEIGHTS, tensors)
+        new.rename(out)
 
 
-def _check_new(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise NovaError(f"{out} exists; choose a new directory")
-    if out.exists():
-        out.rmdir()
+def new_directory(place: str | os.PathLike[str]) -> Path:
+    """Where a converted model goes; an empty directory there makes room.
+
+    Raises:
+        NovaError: something else is there, or nothing can be written there.
+    """
+    if os.fspath(place):
+        with contextlib.suppress(OSError):
+            os.rmdir(place)  # only ever an empty one
+    return new_output(place)
 
 
 def _copy_frozen(source: Path, out: Path) -> None:

@@ -7,7 +7,6 @@ Every part has a config.json (or the like) that says what it is, and its weights
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +18,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from nova_jax import files
 from nova_jax.autoencoders.codec import AutoencoderCodec
 from nova_jax.autoencoders.registry import AUTOENCODERS
 from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.finite import check_finite
 from nova_jax.checkpoints.tensors import open_tensors
-from nova_jax.config import from_dict, to_plain
+from nova_jax.config import Checked, Count, from_dict, to_plain
 from nova_jax.distributed.mesh import MeshLayout, parameter_shardings
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -33,6 +33,9 @@ from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule, Sche
 from nova_jax.text.interface import TextEncoder
 from nova_jax.text.registry import LANGUAGE_MODELS
 
+LAYOUT = (
+    "model_index.json", "transformer/", "scheduler/", "vae/", "text_encoder/", "tokenizer/",
+)  # fmt: skip
 NUM_CLASSES = 1000  # of every class-conditional release; config.json does not say
 WEIGHTS = "diffusion_pytorch_model"  # of transformers and autoencoders
 TEXT_WEIGHTS = ("model", "pytorch_model")
@@ -43,20 +46,17 @@ _SCHEDULERS: dict[str, type[Schedule]] = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Reads a JSON object of a released model.
 
     Raises:
         NovaError: if the file is missing or is not one.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NovaError(f"{path} is missing; is this a model in the released layout?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise NovaError(f"{path} is not JSON ({error}); fetch it again") from None
-    if not isinstance(values, dict):
-        raise NovaError(f"{path} is not a JSON object; fetch it again")
-    return values
+        return files.read_json(path, "fetch it again")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NovaError(
+            f"{path} is missing; is this a model in the released layout? It has {', '.join(LAYOUT)}"
+        ) from None
 
 
 @contextmanager
@@ -69,23 +69,19 @@ def _named(path: Path | str) -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Transformer:
+class _Transformer(Checked):
     """What ``transformer/config.json`` says, by its names there."""
 
     arch: tuple[str, str, str]
     image_dim: int
     image_size: int | tuple[int, int]
-    image_stride: int
+    image_stride: Count
     image_base_size: tuple[int, int]
     video_base_size: tuple[int, int, int]
     video_mixer_rank: int | None = None
     rotary_pos_embed: bool | None = None
     text_token_dim: int | None = None
     text_token_len: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_stride < 1:
-            raise NovaError(f"image_stride is {self.image_stride}; it must be at least 1")
 
 
 def config_from_released(released: Mapping[str, Any]) -> NovaConfig:
@@ -131,7 +127,7 @@ def schedule_from_released(released: Mapping[str, Any]) -> Schedule:
         NovaError: on a scheduler class or option that the model cannot be sampled with.
     """
     with _named("scheduler_config.json"):
-        name = released.get("_class_name")
+        name = str(released.get("_class_name"))
         if name not in _SCHEDULERS:
             raise NovaError(f"unknown scheduler {name!r}; known: {', '.join(_SCHEDULERS)}")
         if released.get("use_dynamic_shifting"):

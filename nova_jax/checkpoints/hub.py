@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
+from nova_jax.config import shown
 from nova_jax.errors import NovaError
 
 
@@ -32,11 +33,13 @@ def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path
             "transformer"; by default all, None for none.
 
     Raises:
-        NovaError: there is no such directory, with the names of those most like it; or the model
-            cannot be downloaded.
+        NovaError: it is no name; there is no such directory, with the names of those most like it;
+            or the model cannot be downloaded.
     """
+    if not (isinstance(source, str | os.PathLike) and os.fspath(source)):
+        raise NovaError(f"{shown(source)} names no checkpoint; give a directory, or OWNER/NAME")
     name = os.fspath(source)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).parent.is_dir():
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not epath.Path(name).parent.is_dir():
         return epath.Path(_download(name, part))
     path = epath.Path(name).expanduser()
     if path.is_dir():

@@ -18,7 +18,7 @@ import jax
 from etils.epath import Path
 
 from nova_jax.errors import NovaError
-from nova_jax.files import crc32, write_whole
+from nova_jax.files import crc32, read_json, write_whole
 
 FORMAT = {"format": "nova_jax", "version": 1}
 CONFIG, CHECKSUMS = "config.json", "checksums.json"
@@ -32,17 +32,21 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
         NovaError: if it is damaged, or of something else.
     """
     file = Path(directory) / CONFIG
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise NovaError(f"{file} is damaged: {error}; restore it from a copy") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT["format"]:
+    config = read_json(file, "restore it from a copy")
+    if config.keys() & {"_class_name", "model_type"}:
+        raise NovaError(
+            f"{file} is not of nova_jax but of a part of a released model; give the directory that "
+            f"{Path(directory).name}/ is in"
+        )
+    if config.get("format") != FORMAT["format"]:
         raise NovaError(f"{file} is not of nova_jax; give a nova_jax checkpoint, or convert it")
     if config.get("version") != FORMAT["version"]:
         raise NovaError(
             f"{file} has format version {config.get('version')}, this nova_jax reads "
             f"{FORMAT['version']}; install the version that wrote it"
         )
+    if type(config.get("step", 0)) is not int:
+        raise NovaError(f"{file} is damaged: step is no number; restore it from a copy")
     return config
 
 
@@ -82,8 +86,8 @@ def verify_checksums(directory: str | os.PathLike[str]) -> None:
     remedy = "restore it from a copy"
     listing = directory / CHECKSUMS
     try:
-        table = json.loads(listing.read_text())
-    except (OSError, ValueError) as error:
+        table = read_json(listing, remedy)
+    except (OSError, NovaError) as error:
         raise NovaError(f"checkpoint file {listing} is missing or damaged; {remedy}") from error
     for name, recorded in table.items():
         file = directory / name

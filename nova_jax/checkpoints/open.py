@@ -31,7 +31,7 @@ from nova_jax.checkpoints.hub import locate
 from nova_jax.checkpoints.integrity import CONFIG, PARAMS, absolute, config_errors, read_config
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import Step, choose_checkpoint
-from nova_jax.config import from_dict
+from nova_jax.config import Checked, Count, FrameRate, MotionScore, convert, from_dict
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -42,19 +42,21 @@ from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 
+_INDEX = "model_index.json"  # of a released model
+
 Kind = Literal["released", "model", "run"]
 #: Parameters of a training run: averaged, or as they are.
 Weights = Literal["ema", "raw"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Defaults:
+class Defaults(Checked):
     """How a model generates unless told otherwise; see `nova_jax.pipeline.NovaPipeline`."""
 
-    frames: int = 1
+    frames: Count = 1
     sampling: SamplingConfig = SamplingConfig(guidance=GuidanceConfig(scale=5.0))
-    motion_flow: float = DEFAULT_FLOW
-    fps: float = DEFAULT_FPS
+    motion_flow: MotionScore = DEFAULT_FLOW
+    fps: FrameRate = DEFAULT_FPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +149,12 @@ class _ModelDirectory(Checkpoint):
     def defaults(self) -> Defaults:
         frames = self.model_config().frames
         with config_errors(self.directory):
+            dataset = convert(Mapping[str, Any], self.config.get("dataset", {}), "dataset")
             return Defaults(
                 frames=frames,
                 sampling=from_dict(SamplingConfig, self.config.get("sampling", {}), "sampling"),
                 motion_flow=self.config.get("motion_flow", DEFAULT_FLOW),
-                fps=self.config.get("dataset", {}).get("fps", DEFAULT_FPS),
+                fps=dataset.get("fps", DEFAULT_FPS),
             )
 
     def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
@@ -219,8 +222,10 @@ def open_checkpoint(
     Raises:
         NovaError: there is no such directory or model, or the directory is none of the three.
     """
+    convert(Weights, weights, "weights")
+    convert(str | int, step, "step")
     directory = locate(source, part)
-    if (directory / "model_index.json").is_file():
+    if (directory / _INDEX).is_file():
         return _Released(directory, {})
     if (directory / CONFIG).is_file():
         directory = absolute(directory)
@@ -231,9 +236,14 @@ def open_checkpoint(
     # A release of some of its parts, such as the frozen ones that data is prepared with.
     if any((directory / part).is_dir() for part in ("transformer", "vae", "text_encoder")):
         return _Released(directory, {})
+    below = (*directory.iterdir(), *directory.glob("snapshots/*"))
+    near = [
+        str(path) for path in below if any((path / name).is_file() for name in (_INDEX, CONFIG))
+    ]
+    hint = f"; did you mean {' or '.join(sorted(near)[:3])}?" if near else ""
     raise NovaError(
         f"{directory} is no checkpoint: it has no {CONFIG}, as a model directory and the --workdir "
-        "of a training run have, and no model_index.json, as a released model has"
+        f"of a training run have, and no {_INDEX}, as a released model has{hint}"
     )
 
 

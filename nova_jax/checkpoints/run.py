@@ -28,6 +28,7 @@ from nova_jax.checkpoints.integrity import (
     CHECKPOINTS,
     CONFIG,
     FORMAT,
+    PARAMS,
     absolute,
     damage,
     read_config,
@@ -78,8 +79,14 @@ class RunCheckpoints:
             cleanup_tmp_directories=True,
         )
         multihost.on_first(self._check_losses)
-        with writing(self.directory):
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        try:
+            with writing(self.directory):
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
+        except (ValueError, TypeError, LookupError) as error:  # of Orbax's own files
+            raise NovaError(
+                f"a _CHECKPOINT_METADATA in {self.directory} is damaged ({error}); restore it from "
+                "a copy"
+            ) from error
 
     def save(
         self, step: int, trees: Mapping[str, Any], data: Position, loss: float | None = None
@@ -251,6 +258,8 @@ def claim_workdir(
     """
     workdir = absolute(workdir)
     config = json.loads(json.dumps(FORMAT | dict(config)))
+    if (workdir / PARAMS).is_dir():
+        raise NovaError(f"{workdir} is a model directory, not a run's; choose another --workdir")
     if (workdir / CONFIG).exists():
         old, new = (flatten_dict(c, sep=".") for c in (read_config(workdir), config))
         missing = object()
@@ -261,6 +270,8 @@ def claim_workdir(
             and not any(key == name or key.startswith(f"{name}.") for name in free)
         ]
         if different:
+            if len(different) > 5:
+                different[5:] = [f"{len(different) - 5} more"]
             raise NovaError(
                 f"{workdir} is the work directory of another config: {', '.join(different)}; "
                 "choose another --workdir or undo the changes"

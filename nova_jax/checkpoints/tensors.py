@@ -22,6 +22,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from nova_jax.errors import NovaError
+from nova_jax.files import read_json
 
 #: Bytes of a file above which tensors go on in another one, as the ecosystem has it.
 SHARD_BYTES = 5 * 10**9
@@ -84,11 +85,12 @@ def open_tensors(directory: Path, stems: Iterable[str]) -> Tensors:
 
 
 def _open_sharded(listing: Path) -> Tensors:
-    try:
-        weight_map = json.loads(listing.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({listing.parent / name for name in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NovaError(f"{listing} is damaged ({error!r}); fetch it again") from None
+    weight_map = read_json(listing, "fetch it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise NovaError(f"{listing} is damaged (weight_map names no files); fetch it again")
+    files = sorted({listing.parent / name for name in weight_map.values()})
     if missing := [file.name for file in files if not file.is_file()]:
         raise NovaError(f"{listing} names {', '.join(missing)}, which are missing; fetch them")
     tensors = _join(files, str(listing))

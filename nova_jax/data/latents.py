@@ -25,6 +25,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.config import Checked, Count, FrameRate, Natural, Positive
 from nova_jax.data.batch import Batch, abstract_batch, zero_batch
 from nova_jax.data.fingerprints import probe_codec, probe_text, same_probe
 from nova_jax.data.pipeline import EPOCHS, BatchIterator, DataConfig, alternate, share_of
@@ -39,7 +40,7 @@ Shape = tuple[int, int, int]  # (T, h, w)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Checked):
     """One prepared directory.
 
     Attributes:
@@ -48,15 +49,11 @@ class SourceConfig:
     """
 
     path: str
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise NovaError(f"the weight of {self.path} is {self.weight}; it must be positive")
+    weight: Positive = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentsConfig:
+class LatentsConfig(Checked):
     """Training on records of latents that `nova_jax.prepare` wrote.
 
     Attributes:
@@ -74,17 +71,16 @@ class LatentsConfig:
     type: Literal["latents"] = "latents"
     sources: tuple[SourceConfig, ...]
     sizes: Literal["all", "model"] = "all"
-    latent_frames: int | None = None
-    held_out: int = 64
-    fps: float = 12.0
+    latent_frames: Count | None = None
+    held_out: Natural = 64
+    fps: FrameRate = 12.0
     #: Of text features in batches; as on disk, and half the way to the device.
     text_dtype: ClassVar[DTypeLike] = np.float16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.sources:
             raise NovaError("dataset.sources is empty; name at least one prepared directory")
-        if self.held_out < 0:
-            raise NovaError(f"dataset.held_out is {self.held_out}; it must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

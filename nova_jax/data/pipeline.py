@@ -7,6 +7,7 @@ number. All clips of a batch are rendered together.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -14,11 +15,15 @@ import grain
 import numpy as np
 from absl import flags
 
+from nova_jax.config import Checked, Count, Fraction, MotionScore, Natural, Seed
 from nova_jax.data.transforms import Encode
 from nova_jax.errors import NovaError
 
 #: As good as endless, and sums of such lengths still fit an index.
 EPOCHS = 1 << 24
+
+#: More would only wait for each other.
+_WORKERS_PER_CORE = 16
 
 
 class Dataset(Protocol):
@@ -57,7 +62,7 @@ class ClipSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Checked):
     """How clips become batches.
 
     Attributes:
@@ -75,28 +80,17 @@ class DataConfig:
       num_workers: processes that prepare batches; 0 uses one thread of this process.
     """
 
-    batch_size: int = 32
-    image_batch_size: int = 32
-    video_fraction: float = 0.75
-    picture_batches_first: int = 0
-    text_dropout: float = 0.1
-    flow_dropout: float = 0.0
-    default_flow: float = 5.0
-    short_caption_fraction: float = 0.3
-    seed: int = 0
-    prefetch: int = 4
-    num_workers: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "image_batch_size"):
-            if getattr(self, name) < 1:
-                raise NovaError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("video_fraction", "text_dropout", "flow_dropout", "short_caption_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise NovaError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
-        for name in ("picture_batches_first", "seed", "prefetch", "num_workers"):
-            if getattr(self, name) < 0:
-                raise NovaError(f"{name} must not be negative, not {getattr(self, name)}")
+    batch_size: Count = 32
+    image_batch_size: Count = 32
+    video_fraction: Fraction = 0.75
+    picture_batches_first: Natural = 0
+    text_dropout: Fraction = 0.1
+    flow_dropout: Fraction = 0.0
+    default_flow: MotionScore = 5.0
+    short_caption_fraction: Fraction = 0.3
+    seed: Seed = 0
+    prefetch: Natural = 4
+    num_workers: Natural = 0
 
     def choices(self, draws: np.ndarray) -> np.ndarray:
         """Whether to take the short caption, to drop the caption, and to drop the motion score.
@@ -252,12 +246,19 @@ class BatchIterator(grain.DatasetIterator):
     """Batches, prepared by threads or processes as `config` says.
 
     Its state is the number of batches taken, whoever prepares them; Grain's own is not.
+
+    Raises:
+      NovaError: more processes than this machine should start.
     """
 
     def __init__(self, batches: grain.MapDataset, config: DataConfig):
         super().__init__()
         self._batches, self._config, self._taken = batches, config, 0
         self._prepared: grain.DatasetIterator | None = None
+        if config.num_workers > (most := _WORKERS_PER_CORE * (os.cpu_count() or 1)):
+            raise NovaError(
+                f"data.num_workers is {config.num_workers}; this machine has cores for {most}"
+            )
 
     def __next__(self) -> dict[str, Any]:
         if self._prepared is None:

@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jax.typing import DTypeLike
 
+from nova_jax.config import Checked, Count, FrameRate, Natural
 from nova_jax.data.records import Bucket, Records
 from nova_jax.errors import NovaError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RawConfig:
+class RawConfig(Checked):
     """Records that ``nova_jax.prepare --raw`` wrote.
 
     Attributes:
@@ -30,10 +31,10 @@ class RawConfig:
 
     type: Literal["raw"] = "raw"
     path: str
-    size: tuple[int, int]
-    frames: int = 1
-    held_out: int = 64
-    fps: float = 12.0
+    size: tuple[Count, Count]
+    frames: Count = 1
+    held_out: Natural = 64
+    fps: FrameRate = 12.0
     #: Of text features in batches, see `nova_jax.data.batch`.
     text_dtype: ClassVar[DTypeLike] = np.float32
 

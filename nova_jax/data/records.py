@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 
 from nova_jax.config import from_dict
 from nova_jax.errors import NovaError
-from nova_jax.files import crc32, write_whole
+from nova_jax.files import crc32, read_json, write_whole
 
 FORMAT, VERSION = "nova_jax.records", 1
 METADATA = "metadata.json"
@@ -49,11 +49,18 @@ class Bucket:
       frames: F; 1 for pictures.
       size: (H, W).
       latent: (T, h, w); for records of pixels (F, H, W).
+
+    Raises:
+      NovaError: one of them is less than 1.
     """
 
     frames: int
     size: tuple[int, int]
     latent: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if min(self.frames, *self.size, *self.latent) < 1:
+            raise NovaError(f"metadata.buckets has an impossible {self.name}")
 
     @property
     def name(self) -> str:
@@ -92,6 +99,9 @@ class Encoding:
         `nova_jax.data.fingerprints.probe_codec`.
       text_dim: d.
       text_length: number of rows that text features are cut at.
+
+    Raises:
+      NovaError: they do not fit together.
     """
 
     source: str
@@ -103,6 +113,15 @@ class Encoding:
     text_probe: tuple[float, ...]
     text_dim: int
     text_length: int
+
+    def __post_init__(self) -> None:
+        if not (
+            len(self.scale) == len(self.shift) == self.channels
+            and self.moments in (self.channels, 2 * self.channels)
+            and 0 not in self.scale
+            and min(self.channels, self.text_dim, self.text_length) > 0
+        ):
+            raise NovaError("metadata.encoding is impossible: its channels or lengths do not fit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +147,8 @@ class Metadata:
 
     def __post_init__(self) -> None:
         for shard in self.shards:
-            if not 0 <= shard.bucket < len(self.buckets) or Path(shard.file).name != shard.file:
+            known = 0 <= shard.bucket < len(self.buckets)
+            if not known or Path(shard.file).name != shard.file or shard.records < 0:
                 raise NovaError(f"metadata.shards has an impossible {shard.file!r}")
         if (self.kind == "raw") != (self.encoding is None):
             raise NovaError(f"metadata.kind is {self.kind!r}, which does not fit its encoding")
@@ -147,14 +167,12 @@ def read_metadata(directory: Path) -> Metadata:
     """
     path = directory / METADATA
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        values = read_json(path, "restore it from a copy")
+    except (FileNotFoundError, NotADirectoryError):
         raise NovaError(
             f"{directory} has no {METADATA}; give a directory that nova_jax.prepare has finished"
         ) from None
-    except (OSError, ValueError) as error:
-        raise NovaError(f"{path} is damaged ({error}); restore it from a copy") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if values.get("format") != FORMAT:
         raise NovaError(f"{path} is not of prepared data; give a directory that prepare wrote")
     if values.get("version") != VERSION:
         raise NovaError(

@@ -12,14 +12,14 @@ import grain
 import numpy as np
 from jax.typing import DTypeLike
 
+from nova_jax.config import Checked, Count, FrameRate, Seed
 from nova_jax.data.batch import Batch, abstract_batch, zero_batch
 from nova_jax.data.pipeline import EPOCHS, DataConfig, alternate, share_of
-from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SyntheticConfig:
+class SyntheticConfig(Checked):
     """Noise in place of data, for benchmarks; needs neither a codec nor a text encoder.
 
     Attributes:
@@ -30,17 +30,11 @@ class SyntheticConfig:
     """
 
     type: Literal["synthetic"] = "synthetic"
-    latent_frames: int | None = None
-    fps: float = 12.0
-    seed: int = 0
+    latent_frames: Count | None = None
+    fps: FrameRate = 12.0
+    seed: Seed = 0
     #: Of text features in batches, see `nova_jax.data.batch`.
     text_dtype: ClassVar[DTypeLike] = np.float32
-
-    def __post_init__(self) -> None:
-        if self.latent_frames is not None and self.latent_frames < 1:
-            raise NovaError(f"dataset.latent_frames is {self.latent_frames}; use at least 1")
-        if self.fps <= 0:
-            raise NovaError(f"fps must be positive, not {self.fps}")
 
 
 class SyntheticDataset:

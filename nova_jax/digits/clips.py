@@ -14,12 +14,13 @@ continuous sizes come with it, and a whole batch is two matrix products.
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jax.typing import DTypeLike
 from sklearn.datasets import load_digits
 
+from nova_jax.config import Checked, Count, Fraction, FrameRate, Range, Seed
 from nova_jax.data.motion import motion_score
 from nova_jax.digits.captions import COLORS, PATHS, SPEEDS, numbered_caption
 from nova_jax.errors import NovaError
@@ -31,6 +32,9 @@ GLYPH = 8
 #: Every fifth image of a digit is held out: 20 %, the same share of each digit.
 HELD_OUT_EVERY = 5
 
+#: Of so many clips the random numbers, which stay in memory, take a gigabyte.
+_MOST_CLIPS = 10_000_000
+
 #: When a bounce turns, as a share of the clip.
 TURN = 2 / 3
 #: Length of a path as a share of the longest that keeps the digit on the canvas.
@@ -40,7 +44,7 @@ Combination = tuple[int, str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DigitsConfig:
+class DigitsConfig(Checked):
     """What the clips look like and which ones there are.
 
     Attributes:
@@ -62,22 +66,23 @@ class DigitsConfig:
     """
 
     type: Literal["digits"] = "digits"
-    size: tuple[int, int] = (24, 24)
-    frames: int = 4
-    fps: float = 4.0
-    digit_size: float = 12.0
+    size: tuple[Count, Count] = (24, 24)
+    frames: Count = 4
+    fps: FrameRate = 4.0
+    digit_size: Annotated[float, Range(GLYPH)] = 12.0
     split: str = "train"
     combinations: str = "seen"
-    num_clips: int = 200_000
-    seed: int = 0
-    middle: float = 1 / 3
-    place_jitter: float = 0.1
-    size_jitter: float = 0.08
-    brightness_jitter: float = 0.15
+    num_clips: Annotated[int, Range(1, _MOST_CLIPS)] = 200_000
+    seed: Seed = 0
+    middle: Annotated[float, Range(0, 0.5)] = 1 / 3
+    place_jitter: Fraction = 0.1
+    size_jitter: Annotated[float, Range(0, below=1)] = 0.08
+    brightness_jitter: Annotated[float, Range(0, below=1)] = 0.15
     #: Of text features in batches, see `nova_jax.data.batch`.
     text_dtype: ClassVar[DTypeLike] = np.float32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.split not in SPLITS:
             raise NovaError(f"unknown split {self.split!r}; choose one of {', '.join(SPLITS)}")
         if self.combinations not in COMBINATIONS:
@@ -90,19 +95,6 @@ class DigitsConfig:
                 f"combinations={self.combinations!r} with the train split would show training what "
                 'evaluation keeps back; use split="held_out" or combinations="seen"'
             )
-        for name in ("frames", "num_clips"):
-            if getattr(self, name) < 1:
-                raise NovaError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.fps <= 0:
-            raise NovaError(f"fps must be positive, not {self.fps}")
-        if self.digit_size < GLYPH:
-            raise NovaError(f"digit_size must be at least {GLYPH}, not {self.digit_size}")
-        if not 0 <= self.middle <= 0.5:
-            raise NovaError(f"middle must lie between 0 and 0.5, not {self.middle}")
-        if not (0 <= self.place_jitter <= 1 and 0 <= self.brightness_jitter < 1):
-            raise NovaError("place_jitter and brightness_jitter must lie between 0 and 1")
-        if not 0 <= self.size_jitter < 1:
-            raise NovaError(f"size_jitter must lie between 0 and 1, not {self.size_jitter}")
         largest = self.digit_size * (1 + self.size_jitter) * (GLYPH + 1) / GLYPH
         if largest >= min(self.size):
             raise NovaError(

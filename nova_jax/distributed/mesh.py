@@ -19,6 +19,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from nova_jax.config import Checked, Count
 from nova_jax.errors import NovaError
 from nova_jax.models import layout
 from nova_jax.models.layers import logical_axes
@@ -45,7 +46,7 @@ RULES: Rules = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """Among how many devices each kind of work is split.
 
     Attributes:
@@ -56,16 +57,14 @@ class MeshConfig:
         rules: rows in place of those of `RULES`; all others stay.
     """
 
-    data: int | None = None
-    fsdp: int = 1
-    context: int = 1
-    tensor: int = 1
+    data: Count | None = None
+    fsdp: Count = 1
+    context: Count = 1
+    tensor: Count = 1
     rules: Rules = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for axis in MESH_AXES:
-            if (size := getattr(self, axis)) is not None and size < 1:
-                raise NovaError(f"mesh.{axis} is {size}; it must be at least 1")
+        super().__post_init__()
         for name, axes in self.rules.items():
             if name not in RULES:
                 raise NovaError(

@@ -99,6 +99,15 @@ def attention(
     return (_on_cpu if platform() == "cpu" else _elsewhere)(query, key, value, mask)
 
 
+def score_bytes(sequences: int, heads: int, queries: int, keys: int, itemsize: int) -> int:
+    """Bytes of the scores that `attention` has at once, for numbers of so many bytes."""
+    every = sequences * heads * queries * keys
+    if platform() == "cpu":
+        return 4 * min(every, max(_SCORES, queries * keys))
+    in_tiles = itemsize < 4 and (compute_capability() >= 8 or platform() == "tpu")
+    return 0 if in_tiles else 2 * 4 * every
+
+
 def block_causal_mask(block_ids: Int[np.ndarray, " s"]) -> Bool[np.ndarray, "s s"]:
     """Each token sees its own block and all earlier ones: mask[i, j] = id[i] ≥ id[j]."""
     return block_ids[:, None] >= block_ids[None, :]

@@ -4,9 +4,9 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from nova_jax.config import check_types, from_dict, to_plain
+from nova_jax.config import Checked, Count, Range, from_dict, to_plain
 from nova_jax.errors import NovaError
 
 # Attention heads of the released widths; every other width uses heads of 32 channels.
@@ -44,7 +44,7 @@ class StageSize:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NovaConfig:
+class NovaConfig(Checked):
     """Size and options of one NOVA transformer.
 
     Attributes:
@@ -66,24 +66,21 @@ class NovaConfig:
         rotary: whether positions are 3D rotary; else they are sine-cosine.
     """
 
-    latent_channels: int = 4
+    latent_channels: Count = 4
     latent_size: tuple[int, int]
-    patch_size: int = 2
+    patch_size: Count = 2
     temporal_encoder: str
     spatial_decoder: str
     diffusion_head: str
-    frames: int = 1
-    text_dim: int | None = None
-    text_length: int | None = None
-    num_classes: int | None = None
+    frames: Count = 1
+    text_dim: Count | None = None
+    text_length: Annotated[int, Range(1, 512)] | None = None
+    num_classes: Count | None = None
     mixer_rank: int | None = None
     rotary: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("latent_channels", "patch_size", "frames"):
-            if getattr(self, name) < 1:
-                raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if not self.fits(self.latent_size):
             h, w = self.latent_size
             raise NovaError(
@@ -111,8 +108,8 @@ class NovaConfig:
             raise NovaError(
                 "set text_dim (text model) or num_classes (class model), one of the two"
             )
-        if self.text_dim is not None and not (self.text_length and 0 < self.text_length <= 512):
-            raise NovaError(f"text_length is {self.text_length}; a text model needs 1 to 512")
+        if self.text_dim is not None and self.text_length is None:
+            raise NovaError("text_length is None; a text model needs 1 to 512")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NovaConfig":

@@ -22,18 +22,17 @@ Every recorded array that is not an input is compared; the command fails (exit c
 past its tolerance or has nothing to be compared with.
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from nova_jax import cli
-from nova_jax.parity.compare import COLUMNS, format_table, worst
+from nova_jax import cli, media
+from nova_jax.files import new_output
+from nova_jax.parity.compare import format_table, json_table, worst
 from nova_jax.parity.replay import check
 
-_JSON = flags.DEFINE_string("json", None, "Also write the table to this file.")
+_JSON = flags.DEFINE_string("json", None, "Also write the table to this new file.")
 _LIVE = flags.DEFINE_bool("live", False, "Compare with the PyTorch package, run on the spot.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16", "float16"], "Type the model computes in."
@@ -43,6 +42,7 @@ _WORST = flags.DEFINE_bool("worst", False, "Of arrays that differ in numbers alo
 
 def main(directories: Sequence[str]) -> None:
     """Compares the folders, prints the table and exits with 1 if anything is amiss."""
+    file = new_output(_JSON.value) if _JSON.value is not None else None
     rows, missing = check(
         directories,
         on_folder=lambda name: print(f"running {name}", flush=True),
@@ -50,15 +50,11 @@ def main(directories: Sequence[str]) -> None:
         dtype=_DTYPE.value,
     )
     print(format_table(rows, missing, worst(rows) if _WORST.value else None))
-    if _JSON.value:
-        table = {
-            "rows": [{name: getattr(row, name) for name in COLUMNS} for row in rows],
-            "not_compared": missing,
-        }
-        Path(_JSON.value).write_text(json.dumps(table, indent=1), encoding="utf-8")
+    if file is not None:
+        media.save(file, json_table(rows, missing).encode())
     if missing or any(row.verdict != "ok" for row in rows):
         sys.exit(1)
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments="DIR")
+    cli.run(main, arguments="DIR ...")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +80,16 @@ def compare(
         differing = float(np.mean(wanted != got)) if is_pixels else 0.0
         rows.append(Row(folder, name, wanted.shape, error, relative, limit, differing))
     return rows, missing
+
+
+def json_table(rows: Sequence[Row], missing: Sequence[str]) -> str:
+    """The rows and what is not compared, as JSON, which has null for what is not finite."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    values = [{name: plain(getattr(row, name)) for name in COLUMNS} for row in rows]
+    return json.dumps({"rows": values, "not_compared": list(missing)}, indent=1, allow_nan=False)
 
 
 def format_table(

@@ -9,56 +9,66 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import sys
+from typing import Annotated
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from nova_jax import cli
+from nova_jax.config import Natural, Range
+from nova_jax.distributed.memory import size_text
 from nova_jax.distributed.mesh import MESH_AXES, MeshConfig
 from nova_jax.errors import NovaError
 from nova_jax.plan.compile import plan_generation, plan_training
-from nova_jax.plan.estimate import batch_of, estimates
-from nova_jax.plan.report import mesh_text, report, size_text, time_text
+from nova_jax.plan.estimate import MOST_SAMPLES, batch_of, estimates
+from nova_jax.plan.report import mesh_text, report, time_text
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, such as configs/digits_t2v.py; --config.key=value changes it."
-)
+CONFIG = cli.define_config("Recipe, such as digits_t2v; --config.key=value changes it.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine: v5e:16x16, h100:8, h100:4x8, cpu:8, …")
 MESH = flags.DEFINE_string("mesh", None, "Mesh, such as data:2,fsdp:8; without it, the best few.")
-TRIES = flags.DEFINE_integer("tries", 3, "Without --mesh: meshes to compile.", lower_bound=0)
-GENERATE = flags.DEFINE_integer("generate", None, "Plan generation of so many samples.")
+TRIES = cli.define("tries", Natural, 3, "Without --mesh: meshes to compile.")
+GENERATE = cli.define(
+    "generate", Annotated[int, Range(1, MOST_SAMPLES)], None, "Plan generation of so many samples."
+)
 
 
 def main() -> None:
     """Runs the command."""
     if CONFIG.value is None:
-        raise NovaError("--config is missing; give a recipe, such as configs/digits_t2v.py")
+        raise NovaError("--config is missing; give a recipe, such as digits_t2v")
     if not TOPOLOGY.value:
         raise NovaError("--topology is missing; give a machine, such as v5e:16x16 or h100:8")
     jax.config.update("jax_platforms", "cpu")  # what is planned for is only compiled for
     topology = Topology.parse(TOPOLOGY.value)
     config = TrainConfig.from_dict(CONFIG.value.to_dict())
-    print(f"{topology}: {topology.size} x {topology.machine.name}, {versions(topology)}")
+    size, frames = batch_of(config)
+    print(
+        f"{topology}: {topology.size} x {topology.machine.name}, {versions(topology)}", flush=True
+    )
     if GENERATE.value is not None:
         report_generation(config, topology, GENERATE.value)
         return
-    size, frames = batch_of(config)
     kind = f"{size} videos of {frames} latent frames" if frames > 1 else f"{size} pictures"
     print(f"training step: {kind}, {config.dtype}, remat {config.remat}")
     if MESH.value is None:
         rank(config, topology)
         return
     mesh = dataclasses.replace(MeshConfig.parse(MESH.value), rules=config.mesh.rules)
+    print("compiling the training step, which takes minutes", file=sys.stderr)
     print(*report(plan_training(config, topology, mesh)), sep="\n")
 
 
 def rank(config: TrainConfig, topology: Topology) -> None:
     """Prints the meshes that fit, best first, and all of the best one."""
+    print(f"estimating every mesh of {topology.size} devices", file=sys.stderr)
     guesses = estimates(config, topology)
-    print(f"{len(guesses)} meshes are possible; compiling the best {TRIES.value} by estimate")
+    print(
+        f"{len(guesses)} meshes are possible; compiling the best {TRIES.value} by estimate",
+        flush=True,
+    )
     plans = []
     for guess in guesses[: TRIES.value]:
         plan = plan_training(config, topology, guess.mesh)
@@ -88,6 +98,7 @@ def report_generation(config: TrainConfig, topology: Topology, samples: int) -> 
         f"generation: {samples} samples of {batch_of(config)[1]} latent frames, {config.dtype}, "
         f"{sampling.num_inference_steps} x {sampling.num_diffusion_steps} steps"
     )
+    print("compiling the generation, which takes minutes", file=sys.stderr)
     print(*report(plan_generation(config, topology, samples)), sep="\n")
 
 

@@ -30,6 +30,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from nova_jax.data.batch import abstract_batch
+from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import (
     MeshConfig,
     MeshLayout,
@@ -284,12 +285,4 @@ def network_seconds(costs: Costs, topology: Topology, mesh: Mesh) -> float:
     return sum(
         times * topology.seconds(one.kind, one.bytes, [devices[i] for i in one.group])
         for one, times in costs.collectives.items()
-    )
-
-
-def device_bytes(tree: Any) -> int:
-    """Bytes of abstract arrays on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
     )

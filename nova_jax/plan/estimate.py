@@ -26,12 +26,23 @@ from nova_jax.models.nova import Nova
 from nova_jax.plan.topology import Topology
 from nova_jax.training.config import TrainConfig
 
+#: Samples of a batch that a plan may have.
+MOST_SAMPLES = 2**20
+
 
 def batch_of(config: TrainConfig) -> tuple[int, int]:
-    """(samples, frames) of a run's largest batches: its videos, or its pictures if it has none."""
+    """(samples, frames) of a run's largest batches: its videos, or its pictures if it has none.
+
+    Raises:
+        NovaError: they are larger than any that was ever trained with; 32 bits count their tokens.
+    """
+    name, frames = "batch_size", config.clip_frames
     if config.model.frames > 1 and config.data.video_fraction == 0:
-        return config.data.image_batch_size, 1
-    return config.data.batch_size, config.clip_frames
+        name, frames = "image_batch_size", 1
+    size = getattr(config.data, name)
+    if size > MOST_SAMPLES:
+        raise NovaError(f"data.{name} is {size:,}; plans are made for {MOST_SAMPLES:,} at most")
+    return size, frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

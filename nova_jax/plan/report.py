@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from nova_jax.distributed.memory import size_text
 from nova_jax.plan.compile import Plan
 
 
@@ -37,14 +38,6 @@ def report(plan: Plan) -> list[str]:
 def mesh_text(plan: Plan) -> str:
     """A plan's mesh."""
     return ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
-
-
-def size_text(size: float) -> str:
-    """Bytes, in GB or what fits them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size / 1e3:.1f} kB"
 
 
 def time_text(least: float, most: float) -> str:

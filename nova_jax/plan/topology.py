@@ -21,6 +21,9 @@ from jax.experimental import topologies
 from nova_jax.distributed.machines import MACHINES, Machine
 from nova_jax.errors import NovaError
 
+# Devices that a plan may have. Every CPU device has threads of its own; of others there are as many
+# as in the largest slice that is built, a v5p's.
+_MOST = {"cpu": 1024, "others": 8960}
 _GPU_PACKAGES = "jax-cuda13-plugin jax-cuda13-pjrt nvidia-cublas nvidia-cudnn-cu13"
 
 
@@ -58,6 +61,12 @@ class Topology:
         if len(sides) != dimensions:
             raise NovaError(
                 f"topology {text!r} has the wrong shape; write it like {_EXAMPLES[kind]}"
+            )
+        most = _MOST["cpu" if platform == "cpu" else "others"]
+        if math.prod(sides) > most:
+            raise NovaError(
+                f"topology {text!r} has {math.prod(sides):,} devices; plans are made for {most:,} "
+                "at most"
             )
         return cls(kind=kind, shape=sides)
 

@@ -9,12 +9,11 @@ The same command goes on with a run that was stopped. Several processes share th
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from nova_jax import cli
 from nova_jax.checkpoints.open import open_checkpoint
@@ -23,12 +22,13 @@ from nova_jax.data.fingerprints import probe_codec, same_probe
 from nova_jax.data.records import read_metadata
 from nova_jax.distributed.multihost import launched_as, stop_requests
 from nova_jax.errors import NovaError
+from nova_jax.files import output_folder
 from nova_jax.prepare.clips import read_clips
 from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.parts import REPORT, claim_share
 from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
 
 INPUT = flags.DEFINE_string(
@@ -44,9 +44,7 @@ CHECKPOINT = flags.DEFINE_string(
     "the Hugging Face hub, model directory, or --workdir of a training run.",
 )
 OUT = flags.DEFINE_string("out", None, "Where the records go; a stopped run goes on there.")
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Recipe, such as configs/prepare_t2v.py; --config.key=value changes it."
-)
+CONFIG = cli.define_config("Recipe, such as prepare_t2v; --config.key=value changes it.")
 RAW = flags.DEFINE_bool("raw", False, "Keep pixels and captions; needs no --checkpoint.")
 SHARD = flags.DEFINE_string("shard", None, "i/n: do every n-th row, from i; 0/1 does all.")
 INSPECT = flags.DEFINE_string("inspect", None, "Finished directory to write a page about.")
@@ -64,31 +62,34 @@ def main() -> None:
             raise NovaError(f"--{flag.name} is missing; see --help")
     if not (CHECKPOINT.value or RAW.value):
         raise NovaError("--checkpoint is missing; give a released model, or --raw to keep pixels")
+    out = output_folder(OUT.value)
+    check_apart(INPUT.value, out)
     values = {} if CONFIG.value is None else CONFIG.value.to_dict()
     config = from_dict(PrepareConfig, values, "config")
     shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
     logging.set_verbosity(logging.ERROR)
     items, skips, read = open_input(INPUT.value, config)
-    encoders = (
-        None
-        if RAW.value
-        else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
-    )
-    with stop_requests() as stopping:
-        report = prepare(
-            items,
-            skips,
-            Path(OUT.value),
-            config,
-            encoders,
-            read=read,
-            shard=shard,
-            strict=STRICT.value,
-            stopping=stopping,
+    with claim_share(out, shard):
+        encoders = (
+            None
+            if RAW.value
+            else load_encoders(CHECKPOINT.value, text_length=config.text_length, dtype=config.dtype)
         )
-    print(*report.lines(Path(OUT.value)), sep="\n")
+        with stop_requests() as stopping:
+            report = prepare(
+                items,
+                skips,
+                out,
+                config,
+                encoders,
+                read=read,
+                shard=shard,
+                strict=STRICT.value,
+                stopping=stopping,
+            )
+    print(*report.lines(out), sep="\n")
     if not report.left and not (report.metadata and report.metadata.shards):
-        raise NovaError(f"nothing could be used; {Path(OUT.value) / REPORT} lists the reasons")
+        raise NovaError(f"nothing could be used; {out / REPORT} lists the reasons")
 
 
 def need_packages() -> None:
@@ -98,13 +99,18 @@ def need_packages() -> None:
       NovaError: the extra "prepare" of the package is missing, or a part of it.
     """
     for package in ("av", "pyarrow", "scenedetect"):
-        if importlib.util.find_spec(package) is None:
-            raise NovaError(f"preparing data needs {package}: pip install 'nova_jax[prepare]'")
+        try:
+            importlib.import_module(package)  # here: PyAV fails if two threads import it at once
+        except ImportError as error:
+            raise NovaError(
+                f"preparing data needs {package}: pip install 'nova_jax[prepare]'"
+            ) from error
 
 
 def inspect(directory: Path, checkpoint: str | None) -> None:
     """Writes the page about a finished directory, with clips if the autoencoder is at hand."""
     encoding = read_metadata(directory).encoding
+    output_folder(directory)
     codec = None
     if encoding is not None:
         try:
@@ -120,6 +126,23 @@ def inspect(directory: Path, checkpoint: str | None) -> None:
                 "prepared with; give --checkpoint with that one"
             )
     print(write_page(directory, codec))
+
+
+def check_apart(name: str, out: Path) -> None:
+    """Keeps records from among the files they are made of: some would be inputs of the next run.
+
+    Raises:
+      NovaError: the output is the directory of the input, in it, or around it. Only where that is a
+        manifest's, the output may be in it.
+    """
+    if name.startswith(TFDS):
+        return
+    given, out = Path(name.removeprefix(CODEWITHGPU)).resolve(), out.resolve()
+    folder = given if os.path.isdir(given) else given.parent
+    if out == folder or out in folder.parents or given in out.parents:
+        raise NovaError(
+            f"--out={out} and the files of --input={name} overlap; choose another --out"
+        )
 
 
 def open_input(name: str, config: PrepareConfig) -> tuple[list[Item], list[Skip], Read]:

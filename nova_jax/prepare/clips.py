@@ -17,15 +17,16 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from nova_jax.config import Checked, Count, Positive, Range
 from nova_jax.data.motion import motion_score
 from nova_jax.errors import NovaError
-from nova_jax.media import fit_image
+from nova_jax.media import fit_image, to_rgb
 from nova_jax.prepare.manifest import Item
 
 # PyAV and PySceneDetect come with an extra of the package: only what reads videos imports them.
@@ -37,7 +38,7 @@ _SMALL = (36, 64)
 _PERCEPTUAL = 8  # side of the picture that a perceptual hash keeps
 
 
-Sizes = tuple[tuple[int, int], ...]
+Sizes = tuple[tuple[Count, Count], ...]
 
 
 class Unusable(Exception):
@@ -49,7 +50,7 @@ class Unusable(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig:
+class ClipConfig(Checked):
     """Which clips are taken and what they look like. The defaults are those of the release.
 
     Attributes:
@@ -66,23 +67,19 @@ class ClipConfig:
     """
 
     sizes: Sizes = ((480, 768),)
-    frames: tuple[int, ...] = (33,)
-    stride: int = 2
-    clips_per_video: int = 1
-    shot_threshold: float = 27.0
-    shot_ratio: float = 3.0
-    max_pixels: int = 100_000_000
+    frames: tuple[Count, ...] = (33,)
+    stride: Count = 2
+    clips_per_video: Count = 1
+    shot_threshold: Positive = 27.0
+    shot_ratio: Annotated[float, Range(1)] = 3.0
+    max_pixels: Count = 100_000_000
 
     def __post_init__(self) -> None:
-        if not self.sizes or min(side for size in self.sizes for side in size) < 1:
-            raise NovaError(f"sizes is {self.sizes}; give at least one (height, width)")
-        if not self.frames or min(self.frames) < 1:
-            raise NovaError(f"frames is {self.frames}; give at least one length")
-        for name in ("stride", "clips_per_video", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise NovaError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.shot_threshold <= 0 or self.shot_ratio < 1:
-            raise NovaError("shot_threshold must be positive and shot_ratio at least 1")
+        super().__post_init__()
+        if not self.sizes:
+            raise NovaError("sizes is empty; give at least one (height, width)")
+        if not self.frames:
+            raise NovaError("frames is empty; give at least one length")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,10 +314,10 @@ def _read_picture(path: Path, config: ClipConfig) -> np.ndarray:
         with Image.open(path) as image:
             if image.width * image.height > config.max_pixels:
                 raise Unusable(f"{image.width}x{image.height} pixels are more than max_pixels")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return to_rgb(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise Unusable("more pixels than can be decoded safely") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, NovaError) as error:
         raise Unusable(f"cannot be decoded: {_reason(error)}") from error
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+from nova_jax.config import Checked, FrameRate
 from nova_jax.errors import NovaError
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.prepare.clips import ArrayFrame, Clip, ClipConfig, Unusable, cut_clips, picture_clip
@@ -146,7 +147,7 @@ def _feature_map() -> Any:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TFDSConfig:
+class TFDSConfig(Checked):
     """Which fields of a dataset are what.
 
     Attributes:
@@ -163,7 +164,7 @@ class TFDSConfig:
     short_caption: str | None = None
     label: str | None = None
     fps: str | None = None
-    default_fps: float = 24.0
+    default_fps: FrameRate = 24.0
 
 
 def open_tfds(name: str, config: TFDSConfig) -> tuple[list[Item], Read]:

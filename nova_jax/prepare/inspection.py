@@ -21,6 +21,7 @@ from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.data.latents import sample_latents
 from nova_jax.data.records import Records
+from nova_jax.files import write_whole
 
 PAGE = "inspect.html"
 _MOST = 20_000  # records that numbers are taken of
@@ -84,7 +85,7 @@ def write_page(directory: Path, codec: VideoCodec | None) -> Path:
         parts += _videos(records, look) or ["<p>There are none.</p>"]
     parts += ["<h2>Clips that look alike</h2>", *_alike(records, chosen, rows, look)]
     path = directory / PAGE
-    path.write_text("\n".join([*parts, "</html>"]), encoding="utf-8")
+    write_whole(path, "\n".join([*parts, "</html>"]))
     return path
 
 

@@ -19,6 +19,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,10 @@ def read_manifest(source: Path) -> tuple[list[Item], list[Skip]]:
     Raises:
       NovaError: there is no such file, it is of another kind, or it lacks a column.
     """
-    if source.is_dir():
+    if os.path.isdir(source):  # which takes a name that is too long
         rows: Iterator[tuple[str, Mapping[str, Any] | str]] = _walk(source)
         base = source
-    elif not source.is_file():
+    elif not os.path.isfile(source):
         raise NovaError(f"{source} does not exist; give a directory or a manifest")
     elif source.suffix.lower() in _MANIFESTS:
         reader = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}[source.suffix.lower()]
@@ -119,7 +120,7 @@ def _item(row: Mapping[str, Any], base: Path) -> Item | str:
     try:
         label = int(values.get("label", -1))
         start, end = float(values.get("start", 0.0)), float(values.get("end", math.inf))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return "start, end or label is no number"
     if not caption and label < 0:
         return "no caption"

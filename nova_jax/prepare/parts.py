@@ -1,5 +1,6 @@
 """What a preparation has on disk before it is finished: parts, which processes write on their own.
 
+    out/lock-i-of-n           who does shard i of n now
     out/parts/settings.json   what all parts have in common: the config and the encoders
     out/parts/KEY.json        one part: which rows it covers, its files, what was skipped and why
     out/parts/KEY-BUCKET      its files, until all rows are done
@@ -16,7 +17,8 @@ import dataclasses
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,28 @@ from nova_jax.data.records import (
     write_json,
     write_metadata,
 )
+from nova_jax.distributed.lock import hold
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import ClipConfig
 from nova_jax.prepare.manifest import Skip
 
 _PARTS, _SETTINGS, _NUMBERS, REPORT = "parts", "settings.json", "numbers.json", "report.json"
+
+
+@contextmanager
+def claim_share(out: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Keeps other processes from the rows of shard (i, n) in `out`.
+
+    Raises:
+      NovaError: another process is at some of them; nothing is changed then.
+    """
+    index, count = shard
+    with hold(out / f"lock-{index}-of-{count}"):
+        for other in out.glob("lock-*"):
+            if not other.name.endswith(f"-of-{count}"):  # it overlaps with this shard
+                with hold(other):
+                    pass
+        yield
 
 
 class Parts:

@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nova_jax.autoencoders.interface import Array
+from nova_jax.config import Checked, Count
 from nova_jax.data.records import Bucket, Metadata
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import Clip, ClipConfig, Unusable, read_clips
@@ -32,7 +33,7 @@ _SHOWN = 5  # skipped inputs that a report in words has; the file has all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
+class PrepareConfig(Checked):
     """How data is prepared.
 
     Attributes:
@@ -47,17 +48,11 @@ class PrepareConfig:
 
     clips: ClipConfig = ClipConfig()
     tfds: TFDSConfig = TFDSConfig()
-    text_length: int = 256
-    batch_size: int = 4
-    threads: int | None = None
-    rows_per_part: int = 128
+    text_length: Count = 256
+    batch_size: Count = 4
+    threads: Count | None = None
+    rows_per_part: Count = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("text_length", "batch_size", "threads", "rows_per_part"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise NovaError(f"{name} is {value}; it must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

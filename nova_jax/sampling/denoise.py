@@ -4,7 +4,7 @@ Dimensions: G guidance passes, B samples, n tokens of the set (padded), N of the
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from nova_jax.sampling.schedules import SamplingSteps
 Index = int | Int[Array, ""]
 
 
+@runtime_checkable
 class NoiseSource(Protocol):
     """Where a generation's Gaussian noise comes from; both sources are pytrees."""
 

@@ -5,15 +5,19 @@ Guidance passes are stacked on the batch axis: [conditional | unconditional] or,
 """
 
 import dataclasses
+from typing import Annotated
 
 from jaxtyping import Array, Float, Int
 
-from nova_jax.errors import NovaError
+from nova_jax.config import Checked, Fraction, NotNegative, Range
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
+
+#: Beyond it nothing but overflow is left of a picture.
+Scale = Annotated[float, Range(0, 100)]
 
 
 @dataclasses.dataclass(frozen=True)
-class GuidanceConfig:
+class GuidanceConfig(Checked):
     """How strongly samples follow their conditions.
 
     Attributes:
@@ -25,18 +29,11 @@ class GuidanceConfig:
         image_scale: s of + s·(no text − no text, no frame), a third pass. None or 0: off.
     """
 
-    scale: float = 5.0
-    min_scale: float | None = None
-    trunc: float = 0.0
-    renorm: float = 1.0
-    image_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.scale < 0 or self.trunc < 0 or not 0 <= self.renorm <= 1:
-            raise NovaError(
-                f"guidance scale {self.scale} and trunc {self.trunc} must not be negative, "
-                f"renorm {self.renorm} must lie between 0 and 1"
-            )
+    scale: Scale = 5.0
+    min_scale: Scale | None = None
+    trunc: NotNegative = 0.0
+    renorm: Fraction = 1.0
+    image_scale: Scale | None = None
 
     @property
     def passes(self) -> int:

@@ -42,6 +42,8 @@ def set_sizes(num_tokens: int, num_steps: int) -> Int[np.ndarray, " k"]:
     """
     if num_steps < 1:
         raise NovaError(f"num_inference_steps is {num_steps}; it must be at least 1")
+    # From π/2·N steps on a step reveals one token at most, however many there are.
+    num_steps = min(num_steps, 2 * num_tokens)
     progress = np.arange(num_steps + 1) / num_steps
     masked = np.round(num_tokens * np.cos(0.5 * np.pi * progress)).astype(int)
     sizes = masked[:-1] - masked[1:]

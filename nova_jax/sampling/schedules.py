@@ -11,17 +11,20 @@ schedulers, whose numbers they must meet.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from nova_jax.config import from_dict
+from nova_jax.config import Checked, Fraction, Natural, Positive, Range, from_dict
 from nova_jax.errors import NovaError
 
 _f32 = np.float32
+
+#: Rows of a training table.
+Timesteps = Annotated[int, Range(1, 10**6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ class SamplingSteps:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowMatchingSchedule:
+class FlowMatchingSchedule(Checked):
     """Rectified flow with Euler steps: x_σ = σ·ε + (1 − σ)·x, target ε − x.
 
     arXiv 2403.03206, sections 2 and 3.1 (logit-normal timesteps); the released default.
@@ -72,15 +75,8 @@ class FlowMatchingSchedule:
     """
 
     type: ClassVar[str] = "flow_matching"
-    shift: float = 1.0
-    num_train_timesteps: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.shift <= 0 or self.num_train_timesteps < 1:
-            raise NovaError(
-                f"flow-matching shift {self.shift} and num_train_timesteps "
-                f"{self.num_train_timesteps} must be positive"
-            )
+    shift: Positive = 1.0
+    num_train_timesteps: Timesteps = 1000
 
     def training_table(self) -> TrainingTable:
         """Noise levels descending from 1."""
@@ -117,7 +113,7 @@ class FlowMatchingSchedule:
 
 
 @dataclasses.dataclass(frozen=True)
-class DDPMSchedule:
+class DDPMSchedule(Checked):
     """Denoising diffusion with ancestral sampling (arXiv 2006.11239, equations 4, 7 and 11).
 
     Option names and values are those of diffusers' DDPMScheduler. The previous timestep is
@@ -125,21 +121,15 @@ class DDPMSchedule:
     """
 
     type: ClassVar[str] = "ddpm"
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: Timesteps = 1000
+    beta_start: Fraction = 0.0001
+    beta_end: Fraction = 0.02
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
     variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large"] = "fixed_small"
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
-    steps_offset: int = 0
+    steps_offset: Natural = 0
     rescale_betas_zero_snr: bool = False
-
-    def __post_init__(self) -> None:
-        for name, hint in get_type_hints(DDPMSchedule).items():
-            value, allowed = getattr(self, name), get_args(hint)
-            if isinstance(value, str) and name != "type" and value not in allowed:
-                raise NovaError(f"DDPM {name} {value!r} is not one of {', '.join(allowed)}")
 
     def _alphas_cumprod(self) -> Float[np.ndarray, " n"]:
         """ᾱ_t, the product of 1 − β up to t."""

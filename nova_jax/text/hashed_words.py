@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt16
 
+from nova_jax.config import Checked, Count
 from nova_jax.errors import NovaError
 from nova_jax.text.interface import Array, Tokens
 
@@ -59,16 +60,17 @@ def position_vectors(length: int, dim: int) -> Float[np.ndarray, "{length} {dim}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HashedTextEncoder:
+class HashedTextEncoder(Checked):
     """Hashed words plus positions; see the top of the file. `dim` is even."""
 
     type: ClassVar[str] = "hashed_words"
     network: ClassVar[None] = None
-    dim: int = 128
+    dim: Count = 128
 
     def __post_init__(self) -> None:
-        if self.dim < 2 or self.dim % 2:
-            raise NovaError(f"text encoder: dim must be even and positive, not {self.dim}")
+        super().__post_init__()
+        if self.dim % 2:
+            raise NovaError(f"text encoder: dim must be even, not {self.dim}")
 
     def encode(
         self, prompts: Sequence[str], length: int

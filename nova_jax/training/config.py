@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from nova_jax.config import from_dict, to_plain
+from nova_jax.config import (
+    Checked,
+    Count,
+    MotionScore,
+    Natural,
+    NotNegative,
+    Seed,
+    from_dict,
+    to_plain,
+)
 from nova_jax.data.pipeline import DataConfig
 from nova_jax.distributed.mesh import MeshConfig
 from nova_jax.errors import NovaError
@@ -22,7 +31,7 @@ from nova_jax.training.state import EMAConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Checked):
     """When to save and what to keep.
 
     Attributes:
@@ -31,13 +40,13 @@ class CheckpointConfig:
         keep_best: checkpoints with the lowest validation loss to keep besides.
     """
 
-    every: int = 1000
-    keep_latest: int = 2
-    keep_best: int = 1
+    every: Count = 1000
+    keep_latest: Count = 2
+    keep_best: Natural = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Checked):
     """Where numbers go, besides the progress bar and metrics.jsonl.
 
     Attributes:
@@ -47,14 +56,14 @@ class LoggingConfig:
         profile: first of the five steps that a profiler trace in profile/ shows; None for no trace.
     """
 
-    every: int = 20
+    every: Count = 20
     tensorboard: bool = True
     wandb_project: str | None = None
-    profile: int | None = None
+    profile: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
+class ValidationConfig(Checked):
     """Loss on held-out clips, by the averaged parameters.
 
     Attributes:
@@ -62,12 +71,12 @@ class ValidationConfig:
         batches: video batches, the same ones each time.
     """
 
-    every: int = 1000
-    batches: int = 8
+    every: Count = 1000
+    batches: Count = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplesConfig:
+class SamplesConfig(Checked):
     """Videos drawn during training, by the averaged parameters, with the defaults of generation.
 
     Attributes:
@@ -76,9 +85,9 @@ class SamplesConfig:
         seed: seed of the videos' noise, which is the same each time.
     """
 
-    every: int | None = 1000
+    every: Count | None = 1000
     prompts: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Seed = 0
 
     def due(self, step: int, last: bool) -> bool:
         """Whether it is time for some after a step, which may be the run's last."""
@@ -86,7 +95,7 @@ class SamplesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """A whole run. Sections named by ``type`` are plain values that their registries read.
 
     Attributes:
@@ -124,9 +133,9 @@ class TrainConfig:
         motion_flow: motion score that generation asks for by default, in pixels a frame.
     """
 
-    steps: int
-    stop_at: int | None = None
-    seed: int = 0
+    steps: Count
+    stop_at: Count | None = None
+    seed: Seed = 0
     model: NovaConfig
     init: InitConfig | None = None
     lora: LoraConfig | None = None
@@ -140,35 +149,19 @@ class TrainConfig:
     guard: GuardConfig = GuardConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
-    unroll: int = 1
-    loss_repeat: int = 4
-    first_frame_loss: float = 1.0
+    unroll: Count = 1
+    loss_repeat: Count = 4
+    first_frame_loss: NotNegative = 1.0
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
     sampling: SamplingConfig = SamplingConfig()
-    motion_flow: float = 5.0
+    motion_flow: MotionScore = 5.0
 
     def __post_init__(self) -> None:
-        counts = {
-            "steps": self.steps,
-            "loss_repeat": self.loss_repeat,
-            "unroll": self.unroll,
-            "checkpoint.every": self.checkpoint.every,
-            "checkpoint.keep_latest": self.checkpoint.keep_latest,
-            "logging.every": self.logging.every,
-            "validation.every": self.validation.every,
-            "validation.batches": self.validation.batches,
-        }
-        for name, value in counts.items():
-            if value < 1:
-                raise NovaError(f"{name} is {value}; it must be at least 1")
-        if self.logging.profile is not None and self.logging.profile < 1:
-            raise NovaError(f"logging.profile is {self.logging.profile}; the first step is 1")
-        if self.first_frame_loss < 0:
-            raise NovaError(f"first_frame_loss is {self.first_frame_loss}; it cannot be negative")
+        super().__post_init__()
         if self.lora and not self.init:
             raise NovaError("lora needs a model to adapt; set init.checkpoint")
         if self.lora and self.optimizer.freeze:
@@ -181,6 +174,9 @@ class TrainConfig:
         Raises:
             NovaError: on an unknown or missing key, a wrong type, or an impossible value.
         """
+        # Before all else: recipes compute other values from it, which would be named instead.
+        if isinstance(steps := values.get("steps"), int) and steps < 1:
+            raise NovaError(f"config.steps is {steps}; it must be at least 1")
         return from_dict(cls, values, "config")
 
     @property

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nova_jax.config import Checked, Count, Natural
 from nova_jax.distributed.mesh import replicate, replicated
 from nova_jax.errors import NovaError
 from nova_jax.models.observe import Places, observed
@@ -33,7 +34,7 @@ Diagnose = Callable[[TrainState, Batch, int], str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GuardConfig:
+class GuardConfig(Checked):
     """What to do about numbers that are not finite.
 
     Attributes:
@@ -41,14 +42,8 @@ class GuardConfig:
         rollbacks: how often it may, before it stops with an error.
     """
 
-    limit: int = 10
-    rollbacks: int = 3
-
-    def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise NovaError(f"guard.limit is {self.limit}; it must be at least 1")
-        if self.rollbacks < 0:
-            raise NovaError(f"guard.rollbacks is {self.rollbacks}; it must not be negative")
+    limit: Count = 10
+    rollbacks: Natural = 3
 
 
 class NumericsGuard:

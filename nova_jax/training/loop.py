@@ -6,8 +6,8 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache, partial
 
 import grain
@@ -24,17 +24,22 @@ from nova_jax.checkpoints.adapters import save_adapters
 from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir, has_checkpoint
+from nova_jax.data.batch import abstract_batch
 from nova_jax.data.pipeline import Dataset
 from nova_jax.distributed import multihost
+from nova_jax.distributed.lock import hold
+from nova_jax.distributed.memory import Part, check_fits, device_bytes, device_memory
 from nova_jax.distributed.mesh import (
     MeshLayout,
     SampleParallelism,
+    batch_sharding,
     check_batch_size,
     make_mesh,
     process_share,
     shard_batch,
 )
 from nova_jax.errors import NovaError
+from nova_jax.files import write_whole
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.frames import generate
@@ -45,7 +50,7 @@ from nova_jax.training.config import TrainConfig
 from nova_jax.training.datasets import build_dataset
 from nova_jax.training.guard import NumericsGuard
 from nova_jax.training.metrics import MetricWriter, StepLog
-from nova_jax.training.programs import make_programs
+from nova_jax.training.programs import Programs, make_programs
 from nova_jax.training.start import load_initial
 from nova_jax.training.state import Blueprint, TrainState
 from nova_jax.training.throughput import Throughput, Trace
@@ -96,22 +101,34 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
     see `nova_jax.checkpoints.adapters`). A run that SIGINT or SIGTERM stops saves its state first.
 
     Raises:
-        NovaError: if the config makes no sense, `workdir` holds another run or a damaged one, or
-            numbers do not stay finite (see `nova_jax.training.guard`).
+        NovaError: if the config makes no sense, `workdir` holds another run or a damaged one or
+            another process is at it, or numbers do not stay finite (see `nova_jax.training.guard`).
     """
     # 1. The parts, before anything is written: most mistakes show here.
     workdir = Path(workdir)
     parts = build_parts(config)
     mesh = make_mesh(config=config.mesh)
-    check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
-    check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
     programs = make_programs(config, mesh)
+    check_sizes(config, programs.state, mesh)
     multihost.check_same(config.to_dict() | {"workdir": str(workdir)})
     initial = cache(partial(initial_variables, config, parts, mesh))
-    if not has_checkpoint(workdir):
-        initial()
-    multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
+    with ExitStack() as held:
+        multihost.on_first(lambda: held.enter_context(hold(workdir / "lock")))
+        if not has_checkpoint(workdir):
+            initial()
+        multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
+        return _train(config, workdir, parts, mesh, programs, initial)
 
+
+def _train(
+    config: TrainConfig,
+    workdir: Path,
+    parts: Parts,
+    mesh: MeshLayout,
+    programs: Programs,
+    initial: Callable[[], dict[str, jax.Array]],
+) -> Result:
+    """The acts of `train` in a work directory that is this run's alone."""
     # 2. The data: an endless stream whose position is part of a checkpoint, and held-out clips.
     shard = process_share(mesh)
     data = parts.dataset.batches(config.data, *shard)
@@ -223,6 +240,35 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     return Parts(schedule=schedule, codec=codec, text_encoder=text_encoder, dataset=dataset)
 
 
+def check_sizes(config: TrainConfig, state: TrainState, mesh: MeshLayout) -> None:
+    """Raises if devices cannot share a batch, or hold it and the state, which may be abstract."""
+    check_batch_size("data.batch_size", config.data.batch_size, mesh, config.clip_frames)
+    check_batch_size("data.image_batch_size", config.data.image_batch_size, mesh)
+    local = mesh.mesh.local_devices
+    shared = local[0].platform == "cpu"
+    place = "this machine" if shared else f"a {local[0].device_kind}"
+    batch = abstract_batch(
+        config.model,
+        size=config.data.batch_size,
+        frames=config.clip_frames,
+        text_dtype=config.dataset.text_dtype,
+        sharding=batch_sharding(mesh),
+    )
+    model = "config.model's widths and depths"
+    parts = [
+        Part(name, device_bytes(tree) * (len(local) if shared else 1), [option])
+        for name, tree, option in (
+            ("parameters", (state.params, state.frozen), model),
+            ("the optimizer", state.optimizer, model),
+            ("the average", state.ema, model),
+            ("a batch", batch, "config.data.batch_size"),
+        )
+    ]
+    what = "training, without activations,"
+    remark = "raise config.mesh.fsdp; python -m nova_jax.plan says what fits where"
+    check_fits(what, parts, device_memory(local[0]), place, remark)
+
+
 def initial_variables(config: TrainConfig, parts: Parts, mesh: MeshLayout) -> dict[str, jax.Array]:
     """What a run starts from instead of drawn parameters, by path; says what was taken over."""
     if config.init is None:
@@ -316,9 +362,10 @@ def save_samples(
     path.parent.mkdir(exist_ok=True)
     large = enlarge(videos, 96)
     sheet = contact_sheet(list(large), config.samples.prompts)
-    path.with_suffix(".png").write_bytes(encode_png(sheet))
+    write_whole(path.with_suffix(".png"), encode_png(sheet))
     if videos.shape[1] > 1:
-        path.with_suffix(".gif").write_bytes(encode_gif(np.concatenate(list(large), axis=2), fps))
+        film = encode_gif(np.concatenate(list(large), axis=2), fps)
+        write_whole(path.with_suffix(".gif"), film)
 
 
 def save_finished(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from nova_jax.checkpoints.adapters import A, B, adapter_scale
+from nova_jax.config import Checked, Count, Positive
 from nova_jax.errors import NovaError
 from nova_jax.models.layout import AxisNames
 from nova_jax.training.optimizer import check_patterns
@@ -31,7 +32,7 @@ _INIT_STACKED = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform",
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Checked):
     """Adapters in place of training the parameters themselves.
 
     Attributes:
@@ -41,15 +42,12 @@ class LoraConfig:
             or regular expressions, matched from the start of a kernel's path.
     """
 
-    rank: int = 16
-    alpha: float = 16.0
+    rank: Count = 16
+    alpha: Positive = 16.0
     targets: tuple[str, ...] = ("attention", "mlp")
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise NovaError(f"lora.rank is {self.rank}; it must be at least 1")
-        if self.alpha <= 0:
-            raise NovaError(f"lora.alpha is {self.alpha}; it must be positive")
+        super().__post_init__()
         if not self.targets:
             raise NovaError("lora.targets is empty; name what is to have adapters")
         check_patterns("lora.targets", self.targets)

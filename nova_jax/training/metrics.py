@@ -150,6 +150,7 @@ class StepLog:
         self._writer = writer
         self._pending: list[tuple[int, tuple[int, ...], Metrics]] = []
         self._bar = tqdm(
+            desc="compiling the training step",
             total=steps,
             initial=min(done, steps),
             unit="step",
@@ -168,6 +169,7 @@ class StepLog:
             kind = "train_video" if shape[0] > 1 else "train_image"
             of_bucket = {f"loss_{'x'.join(map(str, shape))}": metrics["loss"]}
             self._writer.scalars(step, kind, metrics | of_bucket)
+        self._bar.set_description(refresh=False)
         self._bar.update(len(finished))
         self._bar.set_postfix(loss=f"{np.mean([metrics['loss'] for *_, metrics in finished]):.4f}")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from nova_jax.config import Checked, Count, Fraction, Natural, NotNegative, Positive, Range
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 
@@ -36,8 +37,12 @@ def check_patterns(key: str, patterns: Iterable[str]) -> None:
             raise NovaError(f"{key}: {pattern!r} is no pattern: {error}") from error
 
 
+#: Weight of the past in a moving average.
+Decay = Annotated[float, Range(0, below=1)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """AdamW and its learning rate; the defaults are the released recipe.
 
     Attributes:
@@ -62,29 +67,22 @@ class OptimizerConfig:
             trained; None for the recipe's own list, () to train everything.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
-    warmup_steps: int = 0
-    end_factor: float = 0.0
-    milestones: tuple[int, ...] = ()
-    milestone_factor: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.02
-    clip_norm: float | None = None
-    accumulate: int = 1
+    warmup_steps: Natural = 0
+    end_factor: Fraction = 0.0
+    milestones: tuple[Count, ...] = ()
+    milestone_factor: Positive = 0.1
+    b1: Decay = 0.9
+    b2: Decay = 0.95
+    eps: NotNegative = 1e-8
+    weight_decay: NotNegative = 0.02
+    clip_norm: Positive | None = None
+    accumulate: Count = 1
     freeze: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise NovaError(f"optimizer.learning_rate is {self.learning_rate}; it must be positive")
-        if self.warmup_steps < 0:
-            raise NovaError(f"optimizer.warmup_steps is {self.warmup_steps}; it cannot be negative")
-        if self.accumulate < 1:
-            raise NovaError(f"optimizer.accumulate is {self.accumulate}; it must be at least 1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise NovaError(f"optimizer.clip_norm is {self.clip_norm}; use None for no clipping")
+        super().__post_init__()
         if (self.schedule == "multistep") != bool(self.milestones):
             raise NovaError(
                 "optimizer.milestones belong to optimizer.schedule 'multistep'; set both"

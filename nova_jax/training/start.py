@@ -19,6 +19,7 @@ import jax
 from flax import nnx
 
 from nova_jax.checkpoints.open import Weights, open_checkpoint
+from nova_jax.config import Checked
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -37,7 +38,7 @@ _LACKED_BY_IMAGE_MODELS = (r"motion_embed\.", r"temporal_encoder\.mixer\.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InitConfig:
+class InitConfig(Checked):
     """The checkpoint whose parameters a run starts from; a run taken up again does not look at it.
 
     Attributes:
@@ -53,6 +54,7 @@ class InitConfig:
     fresh: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_patterns("init.fresh", self.fresh)
 
 

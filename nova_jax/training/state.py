@@ -14,17 +14,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int
 
 from nova_jax.checkpoints.adapters import apply_adapters
+from nova_jax.config import Checked, Count
 from nova_jax.distributed.mesh import MeshLayout, parameter_shardings, replicated
-from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat, logical_axes
 from nova_jax.models.nova import Nova
 from nova_jax.training.lora import LoraConfig, adapter_axes, create_adapters
-from nova_jax.training.optimizer import Params, split_model
+from nova_jax.training.optimizer import Decay, Params, split_model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EMAConfig:
+class EMAConfig(Checked):
     """Exponential moving average of the trained parameters, in float32.
 
     Attributes:
@@ -34,15 +34,9 @@ class EMAConfig:
             average of a short run forgets its random start.
     """
 
-    decay: float = 0.999
-    every: int = 1
+    decay: Decay = 0.999
+    every: Count = 1
     warmup: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise NovaError(f"ema.decay is {self.decay}; it must be at least 0 and less than 1")
-        if self.every < 1:
-            raise NovaError(f"ema.every is {self.every}; it must be at least 1")
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 
-from nova_jax.checkpoints import diffusers
+from nova_jax.checkpoints import conversion, diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
 from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.tensors import open_tensors
@@ -141,9 +141,25 @@ def test_parts_that_the_release_does_not_know_are_refused(untrained, tmp_path):
 def test_nothing_is_overwritten(native, tmp_path):
     (tmp_path / "mine").write_text("precious")
     for convert in (released_to_native, native_to_released):
-        with pytest.raises(NovaError, match="exists; choose a new directory"):
+        with pytest.raises(NovaError, match="exists already; choose another name"):
             convert(str(native), tmp_path)
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("convert", "last"),
+    [(released_to_native, "write_checksums"), (native_to_released, "write_safetensors")],
+)
+def test_what_is_interrupted_leaves_nothing(native, tmp_path, monkeypatch, convert, last):
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    source, out = RELEASED if convert is released_to_native else native, tmp_path / "new" / "out"
+    out.mkdir(parents=True)  # an empty directory is not in the way
+    monkeypatch.setattr(conversion, last, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, out)
+    assert not list(out.parent.iterdir())
 
 
 def test_every_difference_is_listed_at_once(tmp_path):

@@ -250,5 +250,5 @@ def test_what_cannot_be_is_named(directory, tmp_path):
         dataset(only).batches(CONFIG, 0, 3)
     with pytest.raises(NovaError, match="sources is empty"):
         LatentsConfig(sources=())
-    with pytest.raises(NovaError, match="must be positive"):
+    with pytest.raises(NovaError, match="SourceConfig.weight is 0.0; it must be above 0"):
         SourceConfig(path="x", weight=0.0)

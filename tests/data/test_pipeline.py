@@ -217,6 +217,11 @@ def test_impossible_settings_are_named(settings, named):
         DataConfig(**settings)
 
 
+def test_more_workers_than_a_machine_should_start_are_refused():
+    with pytest.raises(NovaError, match="num_workers is 1000000; this machine has cores for"):
+        stream(dataclasses.replace(CONFIG, num_workers=1_000_000))
+
+
 def test_batches_that_cannot_be_shared_or_filled_are_refused():
     with pytest.raises(NovaError, match="batch_size 8 is not divisible by 3"):
         stream(CONFIG, 0, 3)

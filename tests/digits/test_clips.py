@@ -167,6 +167,7 @@ def test_other_sizes():
         ({"frames": 0}, "frames"),
         ({"frames": -3}, "frames"),
         ({"num_clips": 0}, "num_clips"),
+        ({"num_clips": 2**31 - 1}, "at most 10000000"),
         ({"fps": 0}, "fps"),
         ({"place_jitter": 2}, "place_jitter"),
         ({"middle": 0.7}, "middle"),

@@ -39,6 +39,12 @@ def test_not_a_number_fails():
     assert rows[0].verdict == "FAIL"
 
 
+def test_numbers_that_are_not_finite_are_null_in_json():
+    rows, _ = compare.compare("f", {"a": np.array([1.0])}, {"a": np.array([np.nan])}, {})
+    (row,) = json.loads(compare.json_table(rows, ["b"]), parse_constant=pytest.fail)["rows"]
+    assert row["relative_error"] is None and row["verdict"] == "FAIL"
+
+
 def test_an_array_without_counterpart_is_listed():
     _, missing = compare.compare("f", {"gen.first.unheard_of": np.zeros(2)}, {}, {})
     assert missing == ["gen.first.unheard_of"]

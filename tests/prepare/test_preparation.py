@@ -14,11 +14,12 @@ from videos import moving_square, write_video
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.data.records import Records
+from nova_jax.distributed import lock
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import ClipConfig, read_clips
 from nova_jax.prepare.encoders import Encoders
 from nova_jax.prepare.manifest import read_manifest
-from nova_jax.prepare.parts import Part
+from nova_jax.prepare.parts import Part, claim_share
 from nova_jax.prepare.preparation import PrepareConfig, Report, parse_shard, prepare
 
 RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
@@ -135,6 +136,24 @@ def test_processes_share_the_rows_and_the_last_one_finishes(source, tmp_path):
     assert [report.rows for report in reports] == [2, 3, 3]
     assert [report.metadata is None for report in reports] == [True, True, False]
     assert [record["source"] for record in contents(tmp_path)] == CLIPS
+
+
+def test_a_share_of_the_rows_is_for_one_process_at_a_time(tmp_path, monkeypatch):
+    """Shards of one number of shards have no row in common, others have."""
+    monkeypatch.setattr(lock, "_DYING", 0.1)
+    out = tmp_path / "out"
+    with claim_share(out, (0, 2)), claim_share(out, (1, 2)):
+        for shard in ((0, 2), (0, 1), (2, 3)):
+            with (
+                pytest.raises(NovaError, match="out is in use by process"),
+                claim_share(out, shard),
+            ):
+                pass
+        left = out / "lock-0-of-1"  # by one that was killed
+        left.write_text((out / "lock-0-of-2").read_text())
+    with claim_share(out, (0, 3)):
+        assert [path.name for path in out.iterdir()] == ["lock-0-of-3"]
+    assert not list(out.iterdir())
 
 
 def test_rows_can_be_added_later_and_shards_keep_their_numbers(source, tmp_path):

@@ -1,7 +1,9 @@
-"""What a run survives, and how several processes are one. Real processes, really killed."""
+"""What a run survives, and how several processes are one. Real processes, really killed.
+
+Runs of one process that are killed and go on are in ``tests/test_kills.py``.
+"""
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -10,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import (
-    arrays,
     can_mount,
     finish,
     free_port,
@@ -22,6 +23,7 @@ from processes import (
 )
 
 from nova_jax.checkpoints.integrity import verify_checksums
+from nova_jax.distributed.lock import hold
 
 STEPS = 12
 SLOW = pytest.mark.slow
@@ -59,36 +61,6 @@ def whole(programs, tmp_path_factory):
         return done[steps]
 
     return train
-
-
-@pytest.mark.parametrize(("kills", "steps"), [(1, STEPS), pytest.param(20, 40, marks=SLOW)])
-def test_a_job_killed_at_random_moments_ends_as_one_that_was_not(
-    small, programs, whole, tmp_path, kills, steps
-):
-    small["steps"] = steps
-    workdir, log = tmp_path / "run", tmp_path / "log"
-    dice, moments = random.Random(kills), []
-    for kill in range(kills):
-        before = steps_done(workdir)
-        process = start(small, workdir, log=log, cache=programs)
-        if kill % 5 != 4:  # else while it starts
-            # A step or two further, and then at any point of a step or of its checkpoint.
-            wait_for(lambda seen=before: steps_done(workdir) > seen, [process])
-        time.sleep(dice.uniform(0, 0.5))
-        process.kill()
-        process.join()
-        assert process.exitcode == -9, "it had ended"
-        moments.append((steps_done(workdir), len(list(workdir.rglob("*orbax-checkpoint-tmp*")))))
-    print("steps recorded and unfinished checkpoints at each kill:", moments)
-    assert finish([start(small, workdir, log=log, cache=programs)]) == [0], log.read_text()
-
-    expected, found = arrays(whole(small), steps), arrays(workdir, steps)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert records(workdir) == records(whole(small))
-    left = {path.name for path in (workdir / "checkpoints").iterdir()}
-    assert left == {str(steps), str(steps - 1)}
 
 
 @SLOW
@@ -182,6 +154,20 @@ def logs(folder: Path) -> str:
 def losses(workdir: Path) -> dict[int, float]:
     found = (record for record in records(workdir) if "train_video/loss" in record)
     return {record["step"]: record["train_video/loss"] for record in found}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_work_directory_in_use_is_refused_at_once_in_every_process(
+    small, programs, tmp_path, count
+):
+    workdir = tmp_path / "run"
+    with hold(workdir / "lock"):
+        second = start_together(count, small, workdir, logs=tmp_path / "logs", cache=programs)
+        assert finish(second) == [2] * count, logs(tmp_path / "logs")
+        assert [path.name for path in workdir.iterdir()] == ["lock"]
+    for i in range(count):
+        last = (tmp_path / "logs" / f"{i}.log").read_text().splitlines()[-1]
+        assert last.startswith(f"error: {workdir} is in use by process {os.getpid()} on ")
 
 
 def test_processes_that_differ_are_named_and_nothing_is_written(small, programs, tmp_path):

@@ -1,0 +1,249 @@
+"""What a user gives to a pipeline, of whatever kind, as the pipeline takes it.
+
+Letters as in `nova_jax.pipeline`; g latent frames are given. Single numbers and choices are the
+business of `nova_jax.config.convert`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, Key
+from PIL import Image
+
+from nova_jax import media
+from nova_jax.autoencoders.interface import VideoCodec
+from nova_jax.autoencoders.pixels import to_float
+from nova_jax.config import Range, Seed, convert, shown
+from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+from nova_jax.request import FirstFrames, Prompt
+from nova_jax.sampling.denoise import NoiseSource
+from nova_jax.sampling.keys import seed_key
+
+logger = logging.getLogger(__name__)
+
+#: Types that a model can compute in.
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def check_dtype(value: Any, name: str) -> DType:
+    """The name of a type of floats, which may be given by it or as NumPy and JAX have it.
+
+    Raises:
+        NovaError: there is no such type, or it is none to compute in.
+    """
+    try:
+        value = value if value is None else jnp.dtype(value).name
+    except (TypeError, ValueError):
+        pass  # no type, and so said below
+    return convert(DType, value, name)
+
+
+def check_prompts(
+    prompts: Any, embeds: Sequence[np.ndarray] | None, what: str, config: NovaConfig
+) -> list[Prompt]:
+    """One or several prompts or text features, of a kind that the model takes.
+
+    Raises:
+        NovaError: there are none, of both kinds, or of the wrong one.
+    """
+    given = [] if prompts is None else _listed(prompts)
+    if given and embeds is not None:
+        raise NovaError(f"a {what} and its embeddings are given; give one of them")
+    if not given and (embeds is None or (isinstance(embeds, Sequence) and not embeds)):
+        raise NovaError(f"no {what} given; give at least one")
+    if embeds is None:
+        return [_check_prompt(prompt, what, config) for prompt in given]
+    try:
+        rows = [_numbers(embed, f"{what} embeddings") for embed in embeds]
+    except TypeError:
+        raise NovaError(f"{what} embeddings are {shown(embeds)}; give a list of arrays") from None
+    for embed in rows:
+        if embed.ndim != 2 or embed.shape[1] != config.text_dim:
+            raise NovaError(
+                f"{what} embeddings have shape {list(embed.shape)}; "
+                f"this model takes [rows, {config.text_dim}]"
+            )
+    return rows
+
+
+def _check_prompt(prompt: Any, what: str, config: NovaConfig) -> Prompt:
+    if config.num_classes is not None:
+        label = Annotated[int, Range(0, config.num_classes - 1)]
+        return convert(label, prompt, f"{what}, a class number,")
+    if not isinstance(prompt, str):
+        raise NovaError(f"{what} {shown(prompt)}: this model takes text")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise NovaError(f"{what} {shown(prompt)} is no text; write it in UTF-8") from None
+    return prompt
+
+
+def check_negative(
+    prompts: Any, embeds: Sequence[np.ndarray] | None, count: int, config: NovaConfig
+) -> list[Prompt] | None:
+    """A negative prompt for each of so many prompts; None where there is none.
+
+    Raises:
+        NovaError: as `check_prompts`, or there are some, but not as many.
+    """
+    if embeds is None and (prompts is None or (isinstance(prompts, Sequence) and not prompts)):
+        return None
+    negative = check_prompts(prompts, embeds, "negative prompt", config)
+    return _for_each(negative, count, "negative prompts")
+
+
+def check_seeds(seed: int | Sequence[int], key: Any, count: int) -> list[Key[jax.Array, ""]]:
+    """The key of the seed of each of so many prompts.
+
+    Raises:
+        NovaError: one is no seed or no key, or there are several, but not as many.
+    """
+    if key is None:
+        seeds = [convert(Seed, each, "seed") for each in _listed(seed)]
+        return [seed_key(each) for each in _for_each(seeds, count, "seeds")]
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or key.shape:
+        raise NovaError(f"key is {shown(key)}; make one by jax.random.key(seed)")
+    return [key] * count
+
+
+def check_order(order: Any, count: int, config: NovaConfig) -> Int[jax.Array, "b n"] | None:
+    """Reveal orders of all samples, if there are any.
+
+    Raises:
+        NovaError: they are not of this model.
+    """
+    if order is None:
+        return None
+    shape, given = (count, config.num_tokens), np.asarray(order)
+    if given.shape != shape or (np.sort(given) != np.arange(shape[1])).any():
+        raise NovaError(
+            f"order is {shown(order)}; it must be {list(shape)}, a permutation of the tokens in "
+            "each row"
+        )
+    return jnp.asarray(given, jnp.int32)
+
+
+def check_noise(noise: Any) -> NoiseSource | None:
+    """A source of noise, if there is any.
+
+    Raises:
+        NovaError: it is something else.
+    """
+    if noise is not None and not isinstance(noise, NoiseSource):
+        raise NovaError(f"noise is {shown(noise)}; give a source, as in nova_jax.sampling.denoise")
+    return noise
+
+
+def _listed(values: Any) -> list[Any]:
+    """One or several values as a list."""
+    if isinstance(values, np.ndarray):
+        return list(np.atleast_1d(values))
+    several = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return list(values) if several else [values]
+
+
+def _for_each(values: list[Any], count: int, what: str) -> list[Any]:
+    """The one value for each of so many prompts, or all of them."""
+    if len(values) not in (1, count):
+        raise NovaError(f"{len(values)} {what} for {count} prompts; give one, or one for each")
+    return values * count if len(values) == 1 else values
+
+
+def _numbers(values: Any, what: str) -> Float[np.ndarray, "*_"]:
+    """Real and finite numbers, as float32.
+
+    Raises:
+        NovaError: they are something else.
+    """
+    try:
+        given = np.asarray(values)
+    except (TypeError, ValueError):
+        given = np.asarray(None)
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise NovaError(f"{what} are {shown(values)}; they must be an array of real numbers")
+    with np.errstate(over="ignore"):
+        numbers = given.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise NovaError(f"{what} are not all finite in float32; leave out nan and inf")
+    return numbers
+
+
+def check_first_frames(
+    image: Any,
+    latents: Any,
+    count: int,
+    frames: int,
+    config: NovaConfig,
+    *,
+    size: tuple[int, int],
+    codec: VideoCodec,
+) -> FirstFrames | None:
+    """What the videos of so many prompts begin with: a picture, latents or, if None, nothing.
+
+    Raises:
+        NovaError: both are given, or see `check_latents` and `encode_image`.
+    """
+    if image is not None and latents is not None:
+        raise NovaError("an image and latents are given; give one of them")
+    if latents is not None:
+        return check_latents(latents, count, frames, config)
+    if image is not None:
+        return encode_image(image, count, frames, size=size, codec=codec)
+    return None
+
+
+def check_latents(latents: Any, count: int, frames: int, config: NovaConfig) -> FirstFrames:
+    """Latents, [1 or P, g, h, w, C], that the videos of so many prompts begin with.
+
+    Raises:
+        NovaError: they are not of this model, or nothing is left to generate.
+    """
+    given = _numbers(latents, "latents")
+    wanted = (*config.latent_size, config.latent_channels)
+    if given.ndim != 5 or given.shape[2:] != wanted or given.shape[0] not in (1, count):
+        raise NovaError(
+            f"latents have shape {list(given.shape)}; this model takes "
+            f"[1 or {count}, frames, {', '.join(map(str, wanted))}]"
+        )
+    if given.shape[1] >= frames:
+        raise NovaError(
+            f"{given.shape[1]} latent frames are given and {frames} asked for; nothing is "
+            "left to generate"
+        )
+    mean = np.broadcast_to(given, (count, *given.shape[1:]))
+    return FirstFrames(mean, np.zeros_like(given[:1]))
+
+
+def encode_image(
+    image: np.ndarray | Image.Image,
+    count: int,
+    frames: int,
+    *,
+    size: tuple[int, int],
+    codec: VideoCodec,
+) -> FirstFrames:
+    """A picture, uint8 [H, W, 3], that becomes the first frame of the videos of so many prompts.
+
+    Raises:
+        NovaError: it is no picture, or there are no more frames than it.
+    """
+    if frames == 1:
+        raise NovaError("an image becomes the first frame; ask for more than one frame")
+    picture = media.to_rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
+    fitted = media.fit_image(picture, size)
+    if picture.shape[:2] != size:
+        logger.warning(
+            "image of %dx%d scaled and cropped about its center to %dx%d",
+            *(*picture.shape[1::-1], *size[::-1]),
+        )
+    mean, deviation = (np.asarray(x) for x in codec.posterior(to_float(fitted)[None, None]))
+    return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation)
