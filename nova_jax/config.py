@@ -126,10 +126,9 @@ def from_dict(
         required = field.default is field.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise NovaError(f"{_join(key, name)} is missing; set it in the config file")
-    hints = field_types(kind)
-    # As the fields are declared: recipes compute some values from those that come first.
-    given = {name: values[name] for name in fields if name in values}
-    return kind(**{name: convert(hints[name], v, _join(key, name)) for name, v in given.items()})
+    # In the order of the fields: what a recipe computes from others comes after them.
+    hints = ((name, hint) for name, hint in field_types(kind).items() if name in values)
+    return kind(**{name: convert(hint, values[name], _join(key, name)) for name, hint in hints})
 
 
 def _join(key: str, name: str) -> str:

@@ -138,7 +138,7 @@ def check_apart(name: str, out: Path) -> None:
     if name.startswith(TFDS):
         return
     given, out = Path(name.removeprefix(CODEWITHGPU)).resolve(), out.resolve()
-    folder = given if given.is_dir() else given.parent
+    folder = given if os.path.isdir(given) else given.parent
     if out == folder or out in folder.parents or given in out.parents:
         raise NovaError(
             f"--out={out} and the files of --input={name} overlap; choose another --out"

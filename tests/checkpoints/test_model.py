@@ -344,7 +344,7 @@ def test_a_truncated_checkpoint_of_a_run_is_named(workdir, variables):
 def test_saving_does_not_see_what_training_does_next(tmp_path, variables):
     """The arrays are donated to the next step while they are still being written."""
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
-    state = trees(variables, 4)
+    state = jax.tree.map(jnp.copy, trees(variables, 4))
     expected = jax.tree.map(np.array, state)
     checkpoints = RunCheckpoints(tmp_path, keep_latest=1, keep_best=0)
     checkpoints.save(4, state, stream())

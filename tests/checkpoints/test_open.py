@@ -207,7 +207,7 @@ def test_parts_of_different_models_are_told_apart(tmp_path):
         ({"dataset": {"fps": "x"}}, "fps is 'x'; it must be float"),
         ({"dataset": {"fps": 0}}, "fps is 0; it must be at least 0.1 and at most 1000"),
         ({"dataset": 3}, "dataset is 3; it must be"),
-        ({"motion_flow": math.nan}, "motion_flow is nan; it must be finite"),
+        ({"motion_flow": math.nan}, r"damaged \(NaN is not finite\)"),
         (
             {"sampling": {"guidance": {"scale": 1e30}}},
             r"sampling.guidance.scale is 1e\+30; it must",
@@ -218,7 +218,7 @@ def test_defaults_that_make_no_sense_are_named(untrained, tmp_path, change, mess
     config = json.loads((untrained / "config.json").read_text()) | change
     (tmp_path / "params").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(NovaError, match=rf"config\.json: .*{message}"):
+    with pytest.raises(NovaError, match=rf"config\.json.*{message}"):
         open_checkpoint(tmp_path).defaults()
 
 

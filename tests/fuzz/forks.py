@@ -61,8 +61,8 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        with self._process:  # closes its pipes, and waits
+            pass
 
     def run(self, kind: str, seed: int) -> dict[str, Any]:
         """The outcome of a case; see `fuzz.forks.outcome`."""

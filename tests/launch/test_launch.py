@@ -81,7 +81,9 @@ def test_the_hosts_of_the_jobset_find_the_first(jobset):
     (container,) = spec["template"]["spec"]["containers"]
     values = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
     train = (ROOT / "nova_jax" / "train.py").read_text()
-    assert values.keys() <= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', train))
+    assert values.keys() <= set(re.findall(r'(?:DEFINE_\w+|define)\(\s*"(\w+)"', train)) | {
+        "config"
+    }
     # The name that JobSet gives the first pod: jobset-job-index-pod.subdomain.
     name = jobset["metadata"]["name"]
     assert values["coordinator"] == f"{name}-{job['name']}-0-0.{name}:8476"

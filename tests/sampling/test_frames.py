@@ -204,7 +204,7 @@ def test_impossible_requests_are_named():
     with pytest.raises(NovaError, match="given frames have shape"):
         given = jnp.zeros((1, 1, 4, 8, 3))
         generate(model, FlowMatchingSchedule(), conditions(1), frames=1, given=given, **options)
-    with pytest.raises(NovaError, match="renorm 2"):
+    with pytest.raises(NovaError, match="renorm is 2"):
         GuidanceConfig(renorm=2.0)
 
 

@@ -83,7 +83,7 @@ def test_a_step_that_is_not_finite_changes_nothing(trainer):
 
 @pytest.mark.parametrize(
     ("moment", "cause"),
-    [(1e30, "the norm of all new parameters"), (3e38, "the new parameter diffusion_head")],
+    [(1e25, "the norm of all new parameters"), (3e38, "the new parameter diffusion_head")],
 )
 def test_an_update_that_is_not_finite_changes_nothing_and_is_named(trainer, moment, cause):
     step, diagnose, fresh, batch = trainer
@@ -193,6 +193,8 @@ def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(poisoned_run, 
 def test_a_run_that_diverges_ends_in_one_line_and_saves_no_number_that_is_not_finite(run, tmp_path):
     run["optimizer"] = {"learning_rate": 1.0, "weight_decay": 1e38}
     run |= {"checkpoint": {"every": 1}, "guard": {"limit": 2, "rollbacks": 1}}
+    run |= {"validation": {"every": 100}, "samples": {"every": None}}  # there is no need of them
+    run["data"]["video_fraction"] = 0.0
     with pytest.raises(NovaError, match=r"not finite, after going back 1 times \(the norm of all"):
         loop.train(TrainConfig.from_dict(run), tmp_path)
     saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
@@ -204,7 +206,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_saves_no_number_that_is_not_fi
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"limit": 0}, "guard.limit"), ({"rollbacks": -1}, "rollbacks")],
+    [({"limit": 0}, "limit is 0"), ({"rollbacks": -1}, "rollbacks")],
 )
 def test_limits_that_make_no_sense_are_refused(options, named):
     with pytest.raises(NovaError, match=named):
