@@ -156,6 +156,8 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(exported, tmp_pa
     (tmp_path / "a.safetensors").touch()
     with pytest.raises(NovaError, match=r"a\.safetensors exists already"):
         export(pipeline, tmp_path / "a.zip")
+    with pytest.raises(NovaError, match="file is 0; it must be a path"):
+        export(pipeline, 0)
     for options, message in [
         ({"sampler": "pallas"}, 'sampler "pallas" is for the machine it runs on'),
         ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
