@@ -9,7 +9,7 @@ from typing import Annotated
 
 from jaxtyping import Array, Float, Int
 
-from nova_jax.config import Checked, Fraction, NotNegative, Range
+from nova_jax.config import Checked, Fraction, Range
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
 
 #: Beyond it nothing but overflow is left of a picture.
@@ -31,7 +31,7 @@ class GuidanceConfig(Checked):
 
     scale: Scale = 5.0
     min_scale: Scale | None = None
-    trunc: NotNegative = 0.0
+    trunc: Annotated[float, Range(0, 10_000)] = 0.0
     renorm: Fraction = 1.0
     image_scale: Scale | None = None
 
