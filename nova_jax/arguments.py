@@ -20,6 +20,7 @@ from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_float
 from nova_jax.config import Range, Seed, convert, shown
+from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.request import FirstFrames, Prompt
@@ -43,6 +44,17 @@ def check_dtype(value: Any, name: str) -> DType:
     except (TypeError, ValueError):
         pass  # no type, and so said below
     return convert(DType, value, name)
+
+
+def check_mesh(mesh: Any) -> MeshLayout | None:
+    """What `nova_jax.distributed.mesh.make_mesh` gives, or nothing.
+
+    Raises:
+        NovaError: it is something else.
+    """
+    if mesh is None or isinstance(mesh, MeshLayout):
+        return mesh
+    raise NovaError(f"mesh is {shown(mesh)}; make one with nova_jax.distributed.mesh.make_mesh")
 
 
 def check_prompts(

@@ -34,7 +34,7 @@ from jax import export as jax_export
 import nova_jax
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.finite import check_finite
-from nova_jax.config import Count, convert
+from nova_jax.config import Count, convert, shown
 from nova_jax.distributed.machines import MACHINES
 from nova_jax.distributed.memory import Part, check_fits
 from nova_jax.errors import NovaError
@@ -154,6 +154,8 @@ def destination(file: str | os.PathLike[str]) -> tuple[Path, Path]:
     Raises:
         NovaError: it is no name for one, a file exists, or the place cannot be written to.
     """
+    if not isinstance(file, str | os.PathLike):
+        raise NovaError(f"file is {shown(file)}; it must be a path")
     path = Path(file)
     if path.suffix != ".zip":
         raise NovaError(f"{path} would be a zip archive; name it {path.name}.zip")

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from nova_jax.arguments import (
     check_dtype,
     check_first_frames,
+    check_mesh,
     check_negative,
     check_noise,
     check_order,
@@ -145,7 +146,7 @@ class NovaPipeline:
             NovaError: It cannot be found or downloaded, something in it is missing, unknown,
                 damaged or of another shape, or an argument is out of range.
         """
-        dtype = check_dtype(dtype, "dtype")
+        mesh, dtype = check_mesh(mesh), check_dtype(dtype, "dtype")
         kept = dtype if param_dtype is None else check_dtype(param_dtype, "param_dtype")
         unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)

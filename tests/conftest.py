@@ -78,3 +78,11 @@ def no_program_cache():
     yield
     jax.config.update("jax_compilation_cache_dir", directory)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees a module's compiled programs: those of all together have more memory maps than Linux
+    allows a process (vm.max_map_count), and the compiler then crashes."""
+    yield
+    jax.clear_caches()

@@ -6,6 +6,7 @@ case.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -324,6 +325,12 @@ def test_help_lists_the_flags_of_a_command_and_is_no_failure(results):
     code, output = results["--help"]
     assert code == 0
     assert "--config: Recipe, digits_t2v:demo by default" in output and "--out: " in output
+
+
+def test_flags_that_are_numbers_have_ranges():
+    """absl's own take nan and inf for numbers."""
+    for path in (ROOT / "nova_jax").rglob("*.py"):
+        assert not re.search(r"DEFINE_(integer|float)", path.read_text()), path
 
 
 def test_generate_writes_and_never_overwrites(untrained, files, tmp_path):

@@ -156,10 +156,14 @@ def test_what_cannot_be_written_is_said_before_anything_is_done(exported, tmp_pa
     (tmp_path / "a.safetensors").touch()
     with pytest.raises(NovaError, match=r"a\.safetensors exists already"):
         export(pipeline, tmp_path / "a.zip")
+    with pytest.raises(NovaError, match="file is 0; it must be a path"):
+        export(pipeline, 0)
     for options, message in [
         ({"sampler": "pallas"}, 'sampler "pallas" is for the machine it runs on'),
-        ({"num_frames": 0}, "num_frames is 0"),
-        ({"guidance_renorm": 3}, "renorm 3"),
+        ({"num_frames": 0}, "num_frames is 0; it must be at least 1"),
+        ({"guidance_renorm": 3}, "guidance_renorm is 3; it must be at least 0"),
+        ({"batch_size": 1.5}, "batch_size is 1.5; it must be int"),
+        ({"motion_flow": np.nan}, "motion_flow is nan; it must be finite"),
         ({"num_frames": 2**31 - 1}, "for the videos; H200 has .* GB; lower batch_size"),
     ]:
         with pytest.raises(NovaError, match=message):

@@ -21,7 +21,7 @@ from videos import moving_square, write_video
 
 SLOW = pytest.mark.slow
 
-#: The place to die at, see `processes.die_at`, that is tried in every run of the tests.
+#: A place to die at, see `processes.die_at`: the one that is tried first.
 ONE = {
     "train": "1 os.rename .*orbax-checkpoint-tmp",  # a checkpoint is written and has no name yet
     "prepare.__main__": "3 call nova_jax.prepare.parts:Part.close",
@@ -131,7 +131,8 @@ class Command:
         return (self.folder / "log").read_text()
 
 
-@pytest.fixture(scope="module", params=WORST)
+# Judges are what takes long, and files are saved as they are by `generate`.
+@pytest.fixture(scope="module", params=[*list(WORST)[:-1], pytest.param("evaluate", marks=SLOW)])
 def command(request, untrained, tmp_path_factory) -> Command:
     """Each of the commands, and in ``whole`` what it leaves when it is not disturbed."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from nova_jax.config import Checked, Count
+from nova_jax.config import Checked, Count, from_dict
 from nova_jax.errors import NovaError
 from nova_jax.models import layout
 from nova_jax.models.layers import logical_axes
@@ -92,7 +92,7 @@ class MeshConfig(Checked):
                     "each at most, like data:2,fsdp:8"
                 )
             sizes[axis] = int(number)
-        return cls(**sizes)
+        return from_dict(cls, sizes, "mesh")
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
         """Sizes of `MESH_AXES` on this many devices.

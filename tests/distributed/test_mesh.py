@@ -45,8 +45,10 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
 
 
 def test_a_size_below_one_is_refused():
-    with pytest.raises(NovaError, match=r"context is 0"):
+    with pytest.raises(NovaError, match=r"MeshConfig\.context is 0"):
         MeshConfig(context=0)
+    with pytest.raises(NovaError, match=r"mesh\.context is 0"):
+        MeshConfig.parse("context:0")
 
 
 class Device:

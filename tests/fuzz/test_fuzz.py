@@ -14,7 +14,7 @@ from fuzz.forks import Forks
 from fuzz.values import make_inputs
 from fuzz.verdict import FINE, verdict
 
-FEW = {"commands": range(24), "calls": range(16)}
+FEW = {"commands": range(16), "calls": range(12)}
 MANY = {kind: range(few.stop, 500) for kind, few in FEW.items()}
 
 

@@ -206,7 +206,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_saves_no_number_that_is_not_fi
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"limit": 0}, "limit is 0"), ({"rollbacks": -1}, "rollbacks")],
+    [({"limit": 0}, "GuardConfig.limit"), ({"rollbacks": -1}, "GuardConfig.rollbacks")],
 )
 def test_limits_that_make_no_sense_are_refused(options, named):
     with pytest.raises(NovaError, match=named):
