@@ -58,7 +58,7 @@ class OptimizerConfig(Checked):
         milestone_factor: factor on the learning rate at each milestone of "multistep".
         b1: decay of the average of gradients, the first moment.
         b2: decay of the average of squared gradients, the second moment.
-        eps: number added to the root of the second moment.
+        eps: number added to the root of the second moment, by which the first is divided.
         weight_decay: fraction of a parameter, times the learning rate, that each update takes away;
             `decays` says which parameters it applies to.
         clip_norm: largest norm of the gradient of all parameters together; None for no clipping.
@@ -67,7 +67,7 @@ class OptimizerConfig(Checked):
             trained; None for the recipe's own list, () to train everything.
     """
 
-    learning_rate: Positive = 1e-4
+    learning_rate: Annotated[float, Range(above=0, most=1)] = 1e-4
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     warmup_steps: Natural = 0
     end_factor: Fraction = 0.0
@@ -75,7 +75,7 @@ class OptimizerConfig(Checked):
     milestone_factor: Positive = 0.1
     b1: Decay = 0.9
     b2: Decay = 0.95
-    eps: NotNegative = 1e-8
+    eps: Positive = 1e-8
     weight_decay: NotNegative = 0.02
     clip_norm: Positive | None = None
     accumulate: Count = 1
@@ -90,10 +90,6 @@ class OptimizerConfig(Checked):
         if list(self.milestones) != sorted({m for m in self.milestones if m > self.warmup_steps}):
             raise NovaError(
                 f"optimizer.milestones {self.milestones} must increase and lie after the warmup"
-            )
-        if not self.learning_rate <= 1:
-            raise NovaError(
-                f"optimizer.learning_rate is {self.learning_rate}; it must be at most 1"
             )
         check_patterns("optimizer.freeze", self.freeze or ())
 

@@ -190,6 +190,7 @@ def test_a_run_goes_back_to_its_checkpoint_and_on_with_later_data(poisoned_run, 
     assert len(seen) == run["validation"]["batches"] + 6 + 2
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_in_one_line_and_saves_no_number_that_is_not_finite(run, tmp_path):
     run["optimizer"] = {"learning_rate": 1.0, "weight_decay": 1e38}
     run |= {"checkpoint": {"every": 1}, "guard": {"limit": 2, "rollbacks": 1}}

@@ -145,6 +145,7 @@ def test_every_parameter_but_those_of_norms_decays():
     [
         ({"learning_rate": 0.0}, "learning_rate"),
         *(({"learning_rate": rate}, "learning_rate") for rate in (1e9, 1e30, float("nan"))),
+        ({"eps": 0.0}, "eps"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"accumulate": 0}, "accumulate"),
         ({"clip_norm": 0.0}, "clip_norm"),
