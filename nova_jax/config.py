@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import operator
 import reprlib
@@ -76,11 +77,12 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in field_types(type(self)).items():
+        for name, kind in field_types(cast(Any, type(self))).items():
             key = f"{type(self).__name__}.{name}"
             object.__setattr__(self, name, convert(kind, getattr(self, name), key))
 
 
+@functools.cache
 def field_types(kind: Any) -> Mapping[str, Any]:
     """The types of a dataclass's fields, with their ranges."""
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -127,7 +129,8 @@ def from_dict(
         if required and name not in values:
             raise NovaError(f"{_join(key, name)} is missing; set it in the config file")
     # In the order of the fields: what a recipe computes from others comes after them.
-    hints = ((name, hint) for name, hint in field_types(kind).items() if name in values)
+    kinds = field_types(cast(Any, kind))
+    hints = ((name, hint) for name, hint in kinds.items() if name in values)
     return kind(**{name: convert(hint, values[name], _join(key, name)) for name, hint in hints})
 
 

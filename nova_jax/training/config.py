@@ -174,9 +174,6 @@ class TrainConfig(Checked):
         Raises:
             NovaError: on an unknown or missing key, a wrong type, or an impossible value.
         """
-        # Before all else: recipes compute other values from it, which would be named instead.
-        if isinstance(steps := values.get("steps"), int) and steps < 1:
-            raise NovaError(f"config.steps is {steps}; it must be at least 1")
         return from_dict(cls, values, "config")
 
     @property
