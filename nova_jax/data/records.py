@@ -26,7 +26,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from google.protobuf.message import DecodeError
 
-from nova_jax.config import from_dict
+from nova_jax.config import Checked, Count, Natural, from_dict
 from nova_jax.errors import NovaError
 from nova_jax.files import crc32, read_json, write_whole
 
@@ -42,7 +42,7 @@ Kind = Literal["latents", "raw"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
-class Bucket:
+class Bucket(Checked):
     """The shape of some of the records.
 
     Attributes:
@@ -54,13 +54,9 @@ class Bucket:
       NovaError: one of them is less than 1.
     """
 
-    frames: int
-    size: tuple[int, int]
-    latent: tuple[int, int, int]
-
-    def __post_init__(self) -> None:
-        if min(self.frames, *self.size, *self.latent) < 1:
-            raise NovaError(f"metadata.buckets has an impossible {self.name}")
+    frames: Count
+    size: tuple[Count, Count]
+    latent: tuple[Count, Count, Count]
 
     @property
     def name(self) -> str:
@@ -69,7 +65,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Shard:
+class Shard(Checked):
     """One file of records.
 
     Attributes:
@@ -80,8 +76,8 @@ class Shard:
     """
 
     file: str
-    bucket: int
-    records: int
+    bucket: Natural
+    records: Natural
     bytes: int
     crc32: int
 
@@ -147,8 +143,8 @@ class Metadata:
 
     def __post_init__(self) -> None:
         for shard in self.shards:
-            known = 0 <= shard.bucket < len(self.buckets)
-            if not known or Path(shard.file).name != shard.file or shard.records < 0:
+            known = shard.bucket < len(self.buckets)
+            if not known or Path(shard.file).name != shard.file:
                 raise NovaError(f"metadata.shards has an impossible {shard.file!r}")
         if (self.kind == "raw") != (self.encoding is None):
             raise NovaError(f"metadata.kind is {self.kind!r}, which does not fit its encoding")
