@@ -46,28 +46,21 @@ def start(
     run: dict[str, Any],
     workdir: Path,
     *flags: str,
-    devices: int = 1,
-    disk: int | None = None,
     log: Path,
-    cache: Path,
-    kill: str | None = None,
+    **options: Any,
 ) -> BaseProcess:
-    """Starts ``python -m nova_jax.train`` on a config of plain values; see `start_command`.
+    """Starts ``python -m nova_jax.train`` on a config of plain values.
 
     Args:
         run: the config.
         workdir: of the run.
         flags: more of the command line.
-        devices: CPU devices of the process.
-        disk: train on a disk of this many bytes, whose contents are in `workdir` afterwards.
-        log, cache, kill: see `start_command`.
+        log, options: see `start_command`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     recipe = write_recipe(run, log.with_suffix(".py"))
     arguments = (f"--config={recipe}", f"--workdir={workdir}", *flags)
-    return start_command(
-        "train", *arguments, devices=devices, disk=disk, log=log, cache=cache, kill=kill
-    )
+    return start_command("train", *arguments, log=log, **options)
 
 
 def start_command(
@@ -85,7 +78,7 @@ def start_command(
         command: such as "train" or "prepare.__main__".
         arguments: its command line.
         devices: CPU devices of the process.
-        disk: see `start`.
+        disk: write to a disk of this many bytes, whose contents are there afterwards.
         log: where output goes.
         cache: where compiled programs are kept for the next process.
         kill: where the process is to die; see `die_at`.
