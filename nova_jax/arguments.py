@@ -57,6 +57,18 @@ def check_mesh(mesh: Any) -> MeshLayout | None:
     raise NovaError(f"mesh is {shown(mesh)}; make one with nova_jax.distributed.mesh.make_mesh")
 
 
+def check_devices(devices: Any) -> list[jax.Device]:
+    """The devices to spread samples over, by default all of this process.
+
+    Raises:
+        NovaError: there are none, or they are something else.
+    """
+    given = jax.local_devices() if devices is None else _listed(devices)
+    if given and all(isinstance(device, jax.Device) for device in given):
+        return given
+    raise NovaError(f"devices is {shown(devices)}; give some of jax.devices()")
+
+
 def check_prompts(
     prompts: Any, embeds: Sequence[np.ndarray] | None, what: str, config: NovaConfig
 ) -> list[Prompt]:

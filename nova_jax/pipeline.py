@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from nova_jax.arguments import (
+    check_devices,
     check_dtype,
     check_first_frames,
     check_mesh,
@@ -107,7 +108,7 @@ class NovaPipeline:
         unroll = convert(Count, unroll, "unroll")
         self._graph, self._state = nnx.split(model.unrolled(unroll))
         self._mesh = mesh
-        self._devices = list(devices or jax.local_devices())
+        self._devices = check_devices(devices)
         self._placed: dict[int, tuple[MeshLayout, nnx.State]] = {}
 
     @classmethod
@@ -146,7 +147,8 @@ class NovaPipeline:
             NovaError: It cannot be found or downloaded, something in it is missing, unknown,
                 damaged or of another shape, or an argument is out of range.
         """
-        mesh, dtype = check_mesh(mesh), check_dtype(dtype, "dtype")
+        mesh, devices = check_mesh(mesh), check_devices(devices)
+        dtype = check_dtype(dtype, "dtype")
         kept = dtype if param_dtype is None else check_dtype(param_dtype, "param_dtype")
         unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)

@@ -280,6 +280,7 @@ def test_numpys_integers_are_integers(pipeline, videos):
         (SHIPPED, {"dtype": np.float64}, "dtype is 'float64'; it must be"),
         (SHIPPED, {"dtype": None}, "dtype is None; it must be"),
         (SHIPPED, {"mesh": np.zeros(2)}, "mesh is array.*; make one with"),
+        (SHIPPED, {"devices": [3]}, r"devices is \[3\]; give some of jax.devices"),
         (SHIPPED, {"param_dtype": "int8"}, "param_dtype is 'int8'; it must be"),
         (SHIPPED, {"weights": "xx"}, "weights is 'xx'; it must be 'ema' or 'raw'"),
         (SHIPPED, {"step": 1.5}, "step is 1.5; it must be str or int"),
