@@ -22,15 +22,16 @@ from nova_jax.errors import NovaError
 _PLACES = (errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
-def run(main: Callable[..., None], *, arguments: str | None = None) -> None:
+def run(main: Callable[..., None], *, arguments: str | None = None, optional: bool = False) -> None:
     """Parses the command line, calls `main` and exits the process.
 
     Args:
       main: The command. Called without arguments, or with the list of positional ones.
       arguments: What the positional arguments are called in messages ("DIR"); None if the command
         takes none, and then any that is given is an error.
+      optional: There may be no positional argument.
     """
-    status = _status(main, arguments)
+    status = _status(main, arguments, optional)
     if status and jax.distributed.is_initialized():
         # The usual way out waits for the other processes of a run, and they wait for this one.
         sys.stdout.flush()
@@ -39,11 +40,11 @@ def run(main: Callable[..., None], *, arguments: str | None = None) -> None:
     sys.exit(status)
 
 
-def _status(main: Callable[..., None], arguments: str | None) -> int:
+def _status(main: Callable[..., None], arguments: str | None, optional: bool) -> int:
     app.define_help_flags()
     _keep_compiled_programs()
     try:
-        positional = _parse(sys.argv, arguments)
+        positional = _parse(sys.argv, arguments, optional)
         main(*([positional] if arguments else []))
     except NovaError as error:
         return _complain(str(error))
@@ -71,7 +72,7 @@ def _keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
-def _parse(argv: list[str], arguments: str | None) -> list[str]:
+def _parse(argv: list[str], arguments: str | None, optional: bool) -> list[str]:
     try:
         positional = flags.FLAGS(argv)[1:]
         for flag in (flags.FLAGS[name] for name in flags.FLAGS):
@@ -89,7 +90,7 @@ def _parse(argv: list[str], arguments: str | None) -> list[str]:
         raise NovaError(f"the config cannot be made: {error}; check --config") from error
     if positional and not arguments:
         raise NovaError(f"unexpected argument {positional[0]!r}; flags are written --name=value")
-    if arguments and not positional:
+    if arguments and not (positional or optional):
         raise NovaError(f"no {arguments} given; name at least one")
     return positional
 
