@@ -80,13 +80,13 @@ def measure(clip: Clip) -> dict[str, Series]:
     if len(clip) < 2:
         raise NovaError("a clip has one frame; drift shows from two on")
     luma = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip])
-    edges = np.array([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in luma])
+    value, least = clip.max(-1), clip.min(-1)
+    edges = np.array([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in luma])
     contrast = luma.std((1, 2))
-    bright = np.array([(frame.max(-1) > clip.max() / 3).sum() for frame in clip])
-    colors, saturation = np.stack([_color(frame) for frame in clip]), np.zeros(len(clip))
-    for index, frame in enumerate(clip):
-        value, least = frame.max(-1).sum(dtype=float), frame.min(-1).sum(dtype=float)
-        saturation[index] = (value - least) / max(value, 1)
+    colors = np.stack([_color(frame) for frame in clip])
+    light = value.sum((1, 2), dtype=float)
+    saturation = (light - least.sum((1, 2), dtype=float)) / np.maximum(light, 1)
+    bright = (value > value.max() / 3).sum((1, 2))
     small = [_small(frame) for frame in luma]
     before = [likeness(a, b) for a, b in zip(small, small[1:], strict=False)]
     motion = np.concatenate([motion_score(pair[None]) for pair in _pairs(clip)]).astype(float)

@@ -182,13 +182,8 @@ def _measure_drift(paths: Sequence[str]) -> None:
     frames = " to ".join(map(str, dict.fromkeys(report.lengths)))
     print(f"drift of {len(measured)} videos of {frames} frames from their first frames, mean:")
     print(report.table())
-    out = Path(OUT.value)
-    print(
-        media.save(
-            out / "drift.json",
-            json.dumps({"paths": list(paths)} | report.json(), indent=1).encode(),
-        )
-    )
+    out, numbers = Path(OUT.value), {"paths": list(paths)} | report.json()
+    print(media.save(out / "drift.json", json.dumps(numbers, indent=1).encode()))
     sheet = drift.contact_sheet(strips, report)
     print(media.save(out / "drift_sheet.png", media.encode_png(sheet)))
     _save_plot(out / "drift.png", report.plot)
@@ -229,7 +224,7 @@ def _sheet(clips: Any, answers: Sequence[tuple[Question, Verdict]]) -> bytes:
 
 
 def _caption(question: Question, verdict: Verdict) -> str:
-    """The prompt, and before it what was seen instead: on the whole, and in the first wrong frame."""
+    """The prompt, before it what was seen instead: on the whole, and in the first wrong frame."""
     wrong = [
         str(getattr(verdict, trait))
         for measure, trait in MEASURES.items()

@@ -79,7 +79,8 @@ def encode_plot(
         axes.autoscale_view()
     for axes in grid[len(panels) :]:
         axes.remove()
-    grid[0].legend(fontsize="small")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
