@@ -77,8 +77,6 @@ def measure(clip: Clip) -> dict[str, Series]:
       like the one before: the same with the frame before.
       motion: mean optical flow, relative to the mean of the first quarter of the pairs.
     """
-    if len(clip) < 2:
-        raise NovaError("a clip has one frame; drift shows from two on")
     luma = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip])
     value, least = clip.max(-1), clip.min(-1)
     edges = np.array([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in luma])
@@ -154,6 +152,18 @@ def find_clips(paths: Sequence[str]) -> dict[str, Path]:
         found += videos or [path]
     common = os.path.commonpath([path.absolute().parent for path in found])
     return {str(path.absolute().relative_to(common)): path for path in found}
+
+
+def read(path: Path) -> Clip:
+    """Reads a clip that `find_clips` found.
+
+    Raises:
+      NovaError: It is no video, damaged, or of one frame.
+    """
+    clip = media.read_video(path)
+    if len(clip) < 2:
+        raise NovaError(f"{path} has one frame; drift takes videos of two or more")
+    return clip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -174,9 +174,7 @@ def _measure_drift(paths: Sequence[str]) -> None:
         raise NovaError("--drift has no videos to measure; name files or directories after it")
     measured, strips = {}, {}
     for name, path in drift.find_clips(paths).items():
-        clip = media.read_video(path)
-        if len(clip) < 2:
-            raise NovaError(f"{path} has one frame; drift takes videos of two or more")
+        clip = drift.read(path)
         measured[name], strips[name] = drift.measure(clip), drift.strip(clip)
     report = drift.Report.of(measured)
     frames = " to ".join(map(str, dict.fromkeys(report.lengths)))
