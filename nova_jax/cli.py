@@ -83,7 +83,8 @@ def run(
     Args:
       main: The command. Called without arguments, or with the list of positional ones.
       arguments: What the positional arguments are called ("IN OUT"), of which there must be so
-        many, or with "..." at the end more; None if the command takes none.
+        many, or with "..." at the end more, or any number ("[VIDEO ...]"); None if the command
+        takes none.
       config: What --config is where it is not given.
     """
     status = _status(main, arguments, config)
@@ -171,9 +172,10 @@ def _parse(argv: list[str], arguments: str | None) -> list[str]:
 
 def _count(positional: list[str], arguments: str) -> None:
     """Says how the command is used if it has other arguments than it takes."""
-    *wanted, more = arguments.split()
+    *wanted, more = arguments.strip("[]").split()
     wanted, any_more = (wanted, True) if more == "..." else ([*wanted, more], False)
-    if len(positional) == len(wanted) or (any_more and len(positional) > len(wanted)):
+    least = 0 if arguments.startswith("[") else len(wanted)
+    if len(positional) == least or (any_more and len(positional) > least):
         if "" in positional:
             raise NovaError(f"an argument is empty; give {arguments}")
         return

@@ -34,6 +34,8 @@ GIF_CLOCK = 100
 LARGEST = 4320
 # White by the modes of Pillow that have no 8 bits. PGM files of 16 bits have the mode of 32.
 _WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I": 65535, "F": 1}
+VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".gif", ".avi", ".m4v")
+LARGEST_VIDEO = 4 * 2**30  # bytes of all frames
 
 
 def enlarge(
@@ -161,6 +163,52 @@ def to_rgb(image: Image.Image) -> Picture:
         raise NovaError(f"a picture has values beyond 0 to {white}; save it with 8 bits a channel")
     gray = np.round(values * (255 / white)).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def read_video(path: str | os.PathLike[str]) -> Clip:
+    """Reads all frames of a video file, or of a directory of PNG frames in the order of numbers.
+
+    Raises:
+      NovaError: It is missing, no video, damaged, or larger than `LARGEST_VIDEO`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_frames(path)
+    if not path.exists():
+        raise NovaError(f"video {path} does not exist; check the path")
+    if path.suffix.lower() not in VIDEOS:  # ffmpeg makes videos of text files
+        raise NovaError(f"{path} is no video; give one of the kinds {', '.join(VIDEOS)}")
+    # Every frame as it is in the file, with its size in front of it.
+    pictures = ["-fps_mode", "passthrough", "-f", "image2pipe", "-c:v", "ppm", "-"]
+    source = ["-v", "error", "-xerror", "-i", f"file:{path}"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *source, *pictures]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        data = process.stdout.read(LARGEST_VIDEO + 1)
+        if len(data) > LARGEST_VIDEO:
+            process.kill()
+            raise NovaError(f"video {path} is over {LARGEST_VIDEO >> 30} GB of frames; shorten it")
+    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", data)
+    if process.returncode or header is None:
+        raise NovaError(f"video {path} cannot be read: it is damaged or no video; make it anew")
+    width, height = map(int, header.groups())
+    frames = np.frombuffer(data, np.uint8).reshape(-1, header.end() + height * width * 3)
+    return frames[:, header.end() :].reshape(-1, height, width, 3)
+
+
+def _read_frames(directory: Path) -> Clip:
+    def number(file: Path) -> list[tuple[str, int]]:
+        """Sorts frame_9 before frame_10."""
+        return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", file.stem)]
+
+    frames = [read_image(file) for file in sorted(directory.glob("*.png"), key=number)]
+    if not frames:
+        raise NovaError(f"{directory} holds no PNG frames; check the path")
+    if len({frame.shape for frame in frames}) > 1:
+        raise NovaError(
+            f"the PNG files in {directory} differ in size; they are no frames of a clip"
+        )
+    return np.stack(frames)
 
 
 def fit_image(

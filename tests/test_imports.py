@@ -14,14 +14,14 @@ PACKAGE = Path(nova_jax.__file__).parent
 # From the lowest layer to the highest: a part knows of lower layers, and of its own; within a layer
 # two parts do not know of each other both ways.
 LAYERS = (
-    ("__init__", "config", "errors", "files", "media"),
+    ("__init__", "config", "errors", "files", "media", "plots"),
     ("kernels",),
     ("models",),
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
     ("pipeline", "request", "arguments", "budget"),
-    ("training", "prepare", "export", "digits"),
+    ("training", "prepare", "export", "digits", "drift"),
     ("plan", "parity"),
     ("recipes",),
     ("cli",),

@@ -144,6 +144,55 @@ def test_a_picture_of_too_many_pixels_is_refused(tmp_path, side):
         media.read_image(tmp_path / "huge.png")
 
 
+@pytest.mark.parametrize("gif", [False, True])
+def test_videos_are_read_back(clip, tmp_path, gif):
+    path = media.save_clip(tmp_path / "50% off: -clip", clip, 8.0, gif=gif)
+    read = media.read_video(path)
+    assert read.shape == clip.shape and read.dtype == np.uint8
+    assert np.abs(read.astype(int) - clip).mean() < (0.1 if gif else 6)
+
+
+def test_frames_are_read_in_the_order_of_their_numbers(clip, tmp_path):
+    for number, frame in zip([1, 2, 10, 100], clip, strict=True):
+        media.save(tmp_path / f"frame_{number}.png", media.encode_png(frame))
+    np.testing.assert_array_equal(media.read_video(tmp_path), clip)
+    media.save(tmp_path / "large.png", media.encode_png(media.enlarge(clip[0])))
+    with pytest.raises(NovaError, match="differ in size"):
+        media.read_video(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("some.mp4", None, "does not exist; check"),
+        ("some.mp4", b"", "cannot be read"),
+        ("some.gif", b"GIF89a", "cannot be read"),
+        ("some.txt", b"words", "is no video; give"),
+    ],
+)
+def test_what_is_no_video_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(NovaError, match=rf"{name} {message}"):
+        media.read_video(tmp_path / name)
+
+
+def test_a_damaged_video_is_not_read_in_part(clip, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+    path = media.save_clip(tmp_path / "clip", noise, 8.0)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(NovaError, match=r"clip\.mp4 cannot be read: it is damaged"):
+        media.read_video(path)
+
+
+def test_videos_that_do_not_fit_into_memory_are_refused(clip, tmp_path, monkeypatch):
+    path = media.save_clip(tmp_path / "clip", media.enlarge(clip), 8.0)
+    monkeypatch.setattr(media, "LARGEST_VIDEO", 100_000)
+    with pytest.raises(NovaError, match="shorten it"):
+        media.read_video(path)
+
+
 def test_contact_sheet_shows_every_frame_in_reading_order(clip):
     clips = np.stack([clip, clip[::-1], clip // 2])
     sheet = media.contact_sheet(clips, ["one", "two", "x" * 500], columns=2)

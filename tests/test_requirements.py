@@ -38,7 +38,9 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     core = names((ROOT / "requirements.txt").read_text().splitlines())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    optional = names(line for name in ("prepare", "wandb", "torch") for line in extras[name])
+    optional = names(
+        line for name in ("plots", "prepare", "wandb", "torch") for line in extras[name]
+    )
     of = packages_distributions()
     provides = {module: names(of.get(module, [module])) for module in imported() - ELSEWHERE}
     assert not {module for module, by in provides.items() if not by & (core | optional)}

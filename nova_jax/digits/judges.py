@@ -2,13 +2,15 @@
 
 Digit: a support vector machine trained on real handwriting of the training split. Color and
 motion are measured on the pixels. All of them first look for the bright thing on the dark ground.
+Digit and color are judged in every frame by itself and in the whole clip; a clip can be right on
+the whole while its last frames are wrong.
 
 Letters: F frames, H, W height and width in pixels, P = 12·12 pixels of a crop.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,15 +30,23 @@ TRAINING_CLIPS = 6_000
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the judges see in one clip; None where they see nothing of the kind."""
+    """What the judges see in one clip; None where they see nothing of the kind.
+
+    Attributes:
+      digit, color: of all frames together.
+      path, speed: of as many frames as the data has.
+      digits, colors: of each frame by itself.
+    """
 
     digit: int | None
     color: str | None
     path: str | None
     speed: str | None
+    digits: tuple[int | None, ...]
+    colors: tuple[str | None, ...]
 
 
-TRAITS = tuple(field.name for field in dataclasses.fields(Verdict))
+TRAITS = ("digit", "color", "path", "speed")
 
 
 def brightness(clip: Clip) -> Float[np.ndarray, "f h w"]:
@@ -105,17 +115,6 @@ def measure_motion(clip: Clip) -> tuple[str | None, float, float]:
     return list(PATHS)[best], float(travel[best]), explained
 
 
-def agreement(verdicts: Sequence[Verdict], truth: Mapping[str, Sequence]) -> dict[str, float]:
-    """The share of verdicts that agree with the truth in each trait, 0..1.
-
-    The truth is a list of what the judges should see by trait, as `DigitsSource.batch` returns it.
-    """
-    return {
-        trait: float(np.mean([getattr(seen, trait) for seen in verdicts] == np.array(truth[trait])))
-        for trait in TRAITS
-    }
-
-
 class Judges:
     """The judges of clips that look like a given data configuration.
 
@@ -143,36 +142,43 @@ class Judges:
         self._fast = self._speed_boundary(clips) if config.frames > 1 else np.inf
 
     def __call__(self, clip: Clip) -> Verdict:
-        """Judges one clip."""
+        """Judges one clip, which need not be as long as those of the data.
+
+        Path and speed are judged on as many frames as the data has: a longer clip goes on as no
+        real one does, and a shorter one has not shown its path yet.
+        """
         if clip.max() < DARK:
-            return Verdict(None, None, None, None)
-        path, travel, _ = measure_motion(clip) if len(clip) > 1 else (None, 0.0, 0.0)
+            nothing = (None,) * len(clip)
+            return Verdict(None, None, None, None, nothing, nothing)
+        start = clip[: self.config.frames]
+        shown = len(start) == self.config.frames > 1
+        path, travel, _ = measure_motion(start) if shown else (None, 0.0, 0.0)
+        frames = [None if frame.max() < DARK else frame[None] for frame in clip]
         return Verdict(
             digit=self.digit(clip),
             color=measure_color(clip),
             path=path,
             speed=None if path is None else SPEEDS[int(travel > self._fast)],
+            digits=tuple(None if frame is None else self.digit(frame) for frame in frames),
+            colors=tuple(None if frame is None else measure_color(frame) for frame in frames),
         )
 
     def digit(self, clip: Clip) -> int:
         """The digit for which the classifier's scores, averaged over the frames, are highest."""
         return int(self._classifier.decision_function(self._crops(clip)).mean(0).argmax())
 
-    def accuracy_on_real_digits(self, num_clips: int = 1000) -> dict[str, float]:
-        """How often the judges are right on real held-out handwriting, from 0 to 1.
-
-        Returns:
-          "digit_raw": the classifier on every held-out image, merely enlarged;
-          "digit", "color", "path", "speed": all judges on `num_clips` rendered held-out clips.
-        """
+    def accuracy_on_raw_digits(self) -> float:
+        """How often the classifier is right on the held-out images, merely enlarged: 0 to 1."""
         images, labels = glyphs("held_out")
         read = np.array([self.digit(self._enlarged(image)) for image in images])
+        return float((read == labels).mean())
+
+    def real_clips(self, num_clips: int = 1000) -> dict[str, Any]:
+        """Rendered clips of held-out handwriting, as `DigitsSource.batch` returns them."""
         config = dataclasses.replace(
             self.config, split="held_out", combinations="all", num_clips=num_clips
         )
-        real = DigitsSource(config).batch(np.arange(num_clips))
-        judged = {"digit_raw": float((read == labels).mean())}
-        return judged | agreement([self(clip) for clip in real["frames"]], real)
+        return DigitsSource(config).batch(np.arange(num_clips))
 
     def _crops(self, clip: Clip) -> Float[np.ndarray, "f p"]:
         """Each frame's digit, cut out about its center of brightness, at full brightness."""

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from nova_jax.errors import NovaError
+from nova_jax.media import VIDEOS
 
-VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".gif", ".avi", ".m4v")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _COLUMNS = ("path", "caption", "short_caption", "start", "end", "label")
 _MANIFESTS = (".jsonl", ".csv", ".parquet")

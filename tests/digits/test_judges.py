@@ -6,7 +6,7 @@ import pytest
 from nova_jax.digits import judges
 from nova_jax.digits.captions import COLORS, PATHS
 from nova_jax.digits.clips import DigitsConfig, DigitsSource
-from nova_jax.digits.judges import Judges, Verdict, agreement
+from nova_jax.digits.judges import TRAITS, Judges, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,47 @@ def held_out() -> dict:
     return DigitsSource(config).batch(np.arange(300))
 
 
+def agreement(verdicts, truth) -> dict[str, float]:
+    """Share of verdicts that agree with clips as `DigitsSource.batch` returns them, by trait."""
+    return {
+        trait: np.mean([getattr(seen, trait) for seen in verdicts] == np.array(truth[trait]))
+        for trait in TRAITS
+    }
+
+
 def test_judges_are_right_on_held_out_handwriting(judge):
-    accuracy = judge.accuracy_on_real_digits(num_clips=500)
-    assert accuracy["digit_raw"] >= 0.97
+    assert judge.accuracy_on_raw_digits() >= 0.97
+    clips = judge.real_clips(500)
+    verdicts = [judge(clip) for clip in clips["frames"]]
+    accuracy = agreement(verdicts, clips)
     assert accuracy["digit"] >= 0.97
     assert accuracy["color"] >= 0.995
     assert accuracy["path"] >= 0.995
     assert accuracy["speed"] >= 0.98
+    digits = np.array([seen.digits for seen in verdicts]).T == clips["digit"]
+    colors = np.array([seen.colors for seen in verdicts]).T == np.array(clips["color"])
+    assert digits.shape == (4, 500) and digits.mean(1).min() >= 0.97
+    assert digits.all(0).mean() >= 0.96
+    assert colors.all(0).mean() >= 0.995
+
+
+def test_a_frame_is_judged_by_itself(judge, held_out):
+    """Two digits in one clip: the whole has one name, the frames have both, the dark one none."""
+    first, other = held_out["digit"].index(1), held_out["digit"].index(8)
+    clips = held_out["frames"]
+    verdict = judge(np.concatenate([clips[first][:3], clips[other][:2], 0 * clips[first][:1]]))
+    assert verdict.digits == (1, 1, 1, 8, 8, None)
+    colors = [held_out["color"][first]] * 3 + [held_out["color"][other]] * 2
+    assert verdict.colors == (*colors, None)
+
+
+def test_path_and_speed_are_those_of_the_first_frames(judge, held_out):
+    """A clip that goes back after its end has the path it had; a shorter one has none yet."""
+    columns = (held_out[name][:50] for name in ("frames", "path", "speed"))
+    for clip, path, speed in zip(*columns, strict=True):
+        longer, shorter = judge(np.concatenate([clip, clip[::-1]])), judge(clip[:3])
+        assert (longer.path, longer.speed) == (path, speed)
+        assert (shorter.path, shorter.speed) == (None, None)
 
 
 def test_judges_bear_the_noise_and_blur_of_a_generated_clip(judge, held_out):
@@ -41,7 +75,9 @@ def test_judges_bear_the_noise_and_blur_of_a_generated_clip(judge, held_out):
 
 def test_judges_work_at_another_size_and_length():
     config = DigitsConfig(size=(40, 48), frames=9, digit_size=20)
-    accuracy = Judges(config).accuracy_on_real_digits(num_clips=200)
+    judge = Judges(config)
+    clips = judge.real_clips(200)
+    accuracy = agreement([judge(clip) for clip in clips["frames"]], clips)
     assert accuracy["digit"] >= 0.95
     assert min(accuracy["color"], accuracy["path"], accuracy["speed"]) >= 0.98
 
@@ -86,7 +122,9 @@ def test_a_moving_square_follows_its_path(path):
 
 
 def test_darkness_and_stillness_are_nothing(judge):
-    assert judge(np.zeros((6, 24, 24, 3), np.uint8)) == Verdict(None, None, None, None)
+    nothing = (None,) * 6
+    dark = np.zeros((6, 24, 24, 3), np.uint8)
+    assert judge(dark) == Verdict(None, None, None, None, nothing, nothing)
     still = np.zeros((6, 24, 24, 3), np.uint8)
     still[:, 8:16, 10:14] = (255, 36, 36)
     verdict = judge(still)
