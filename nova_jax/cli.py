@@ -188,7 +188,7 @@ def _count(positional: list[str], arguments: str) -> None:
 
 
 def _complain(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", message, file=sys.stderr)
     return 2
 
 

@@ -276,6 +276,7 @@ def test_numpys_integers_are_integers(pipeline, videos):
         (3, {}, "3 names no checkpoint; give a directory, or OWNER/NAME"),
         (None, {}, "None names no checkpoint"),
         ("", {}, "'' names no checkpoint"),
+        ("a\nb", {}, "^there is no directory a b; nor one with a name like it"),
         (SHIPPED, {"dtype": "float17"}, "dtype is 'float17'; it must be 'float32' or 'bfloat16'"),
         (SHIPPED, {"dtype": np.float64}, "dtype is 'float64'; it must be"),
         (SHIPPED, {"dtype": None}, "dtype is None; it must be"),
