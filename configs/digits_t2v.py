@@ -83,6 +83,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     config.ema = dict(decay=0.998, every=1, warmup=True)
     config.loss_repeat = 1
+    config.context = dict(
+        noise=0.0, dropout=0.0, own=0.0, own_steps=4, window=config_dict.placeholder(int)
+    )
     config.dtype = "float32"
     config.remat = "none"
     config.unroll = 4

@@ -34,6 +34,10 @@ HELD_OUT_EVERY = 5
 
 #: Of so many clips the random numbers, which stay in memory, take a gigabyte.
 _MOST_CLIPS = 10_000_000
+#: Pixels that a digit between walls moves in a frame, as a share of the room it has.
+_STRIDE = {"slow": 0.08, "fast": 0.16}
+#: For so many strides its way is free, so that it can be seen where it starts out to.
+FREE_STRIDES = 2
 
 #: When a bounce turns, as a share of the clip.
 TURN = 2 / 3
@@ -62,6 +66,9 @@ class DigitsConfig(Checked):
       middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
         and is learned fastest; later leaves more room for movement.
       place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
+      walls: the digit moves on and on, from anywhere, and bounces off the edges of the canvas: its
+        path says how it starts out, and none is called a bounce. `middle` and `place_jitter` do
+        not count.
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
 
@@ -78,6 +85,7 @@ class DigitsConfig(Checked):
     place_jitter: Fraction = 0.1
     size_jitter: Annotated[float, Range(0, below=1)] = 0.08
     brightness_jitter: Annotated[float, Range(0, below=1)] = 0.15
+    walls: bool = False
     #: Of text features in batches, see `nova_jax.data.batch`.
     text_dtype: ClassVar[DTypeLike] = np.float32
 
@@ -104,8 +112,10 @@ class DigitsConfig(Checked):
             )
 
 
-def combinations(which: str) -> tuple[Combination, ...]:
+def combinations(which: str, *, walls: bool = False) -> tuple[Combination, ...]:
     """Returns the (digit, color, path) triples of "seen", "unseen" or "all" (864, 96, 960).
+
+    Between walls no path is called a bounce (576, 64, 640).
 
     The unseen ones are never rendered for training: one digit for each color and path, spread by a
     congruence, so that every digit, color, path and every pair of two of them is still seen.
@@ -115,8 +125,14 @@ def combinations(which: str) -> tuple[Combination, ...]:
         for digit in range(10)
         for i, color in enumerate(COLORS)
         for j, path in enumerate(PATHS)
+        if not (walls and path.startswith("bounce"))
         if which == "all" or ((digit + 3 * i + 7 * j) % 10 == 0) == (which == "unseen")
     )
+
+
+def bounced(place: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Where something is that would be at `place` if there were no walls at 0 and `room`."""
+    return room - np.abs(place % (2 * room) - room)
 
 
 def progress(path: str, frames: int) -> np.ndarray:
@@ -145,7 +161,7 @@ class DigitsSource:
 
     def __init__(self, config: DigitsConfig) -> None:
         self.config = config
-        self._combinations = combinations(config.combinations)
+        self._combinations = combinations(config.combinations, walls=config.walls)
         self._glyphs, labels = glyphs(config.split)
         self._progress = {path: progress(path, config.frames) for path in PATHS}
         self._of_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
@@ -237,6 +253,9 @@ class DigitsSource:
         # Interpolation softens the glyph's edge by half a cell on each side.
         room = np.array(config.size) - (GLYPH + 1) * cell[:, None]
 
+        if config.walls:
+            corner = self._between_walls(room, paths, speeds, length, np.stack([down, right], -1))
+            return cell, (cell / 2)[:, None, None] + corner, 1 - config.brightness_jitter * light
         share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * (0.95 + 0.1 * length)
         direction = np.array([PATHS[path][::-1] for path in paths], float)
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
@@ -250,6 +269,24 @@ class DigitsSource:
         along = along if config.frames > 1 else np.zeros_like(along)
         corner = middle[:, None] + along[..., None] * travel[:, None]
         return cell, corner, 1 - config.brightness_jitter * light
+
+    def _between_walls(
+        self,
+        room: np.ndarray,
+        paths: list[str],
+        speeds: list[str],
+        length: np.ndarray,
+        place: np.ndarray,
+    ) -> np.ndarray:
+        """Returns the place [B, F, 2] (down, right) in the room [B, 2] of digits on their way."""
+        direction = np.array([PATHS[path][::-1] for path in paths], float)
+        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        stride = np.array([_STRIDE[speed] for speed in speeds]) * (0.95 + 0.1 * length)
+        stride = (stride * room.min(-1))[:, None] * direction
+        free = room - FREE_STRIDES * np.abs(stride)
+        start = place * free + FREE_STRIDES * np.maximum(-stride, 0)
+        time = np.arange(self.config.frames)[:, None]
+        return bounced(start[:, None] + time * stride[:, None], room[:, None])
 
 
 def _render(

@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from sklearn.svm import SVC
 
 from nova_jax.digits.captions import COLORS, PATHS, SPEEDS
-from nova_jax.digits.clips import DigitsConfig, DigitsSource, glyphs, progress
+from nova_jax.digits.clips import FREE_STRIDES, DigitsConfig, DigitsSource, glyphs, progress
 
 Clip = UInt8[np.ndarray, "f h w 3"]
 
@@ -115,6 +115,22 @@ def measure_motion(clip: Clip) -> tuple[str | None, float, float]:
     return list(PATHS)[best], float(travel[best]), explained
 
 
+def measure_heading(clip: Clip) -> tuple[str | None, float]:
+    """Which of the straight `PATHS` a clip starts out along while its way is free, and how far.
+
+    Returns:
+      The path's name, or None for a clip that is dark or stands still (less than half a pixel in a
+      frame); pixels moved in a frame.
+    """
+    points = track(clip[: FREE_STRIDES + 1])
+    moved = (points[-1] - points[0]) / (len(points) - 1)
+    if not (distance := float(np.linalg.norm(moved))) >= 0.5:
+        return None, 0.0
+    straight = {name: np.array(way) for name, way in PATHS.items() if "bounce" not in name}
+    along = {name: moved @ way / np.linalg.norm(way) for name, way in straight.items()}
+    return max(along, key=along.__getitem__), distance
+
+
 class Judges:
     """The judges of clips that look like a given data configuration.
 
@@ -152,7 +168,7 @@ class Judges:
             return Verdict(None, None, None, None, nothing, nothing)
         start = clip[: self.config.frames]
         shown = len(start) == self.config.frames > 1
-        path, travel, _ = measure_motion(start) if shown else (None, 0.0, 0.0)
+        path, travel = self._motion(start) if shown else (None, 0.0)
         frames = [None if frame.max() < DARK else frame[None] for frame in clip]
         return Verdict(
             digit=self.digit(clip),
@@ -196,7 +212,11 @@ class Judges:
         image = np.pad(np.clip(image * 255, 0, 255).astype(np.uint8), side // 2)
         return np.repeat(image[None, ..., None], 3, axis=-1)
 
+    def _motion(self, clip: Clip) -> tuple[str | None, float]:
+        """Path, and how fast in a measure of its own."""
+        return measure_heading(clip) if self.config.walls else measure_motion(clip)[:2]
+
     def _speed_boundary(self, clips: dict) -> float:
-        travel = np.array([measure_motion(clip)[1] for clip in clips["frames"][:500]])
+        travel = np.array([self._motion(clip)[1] for clip in clips["frames"][:500]])
         slow = np.array(clips["speed"][:500]) == "slow"
         return float(np.sqrt(travel[slow].mean() * travel[~slow].mean()))

@@ -61,16 +61,19 @@ class Score:
         return max(0.0, center - margin), min(1.0, center + margin)
 
 
-def make_questions(number: int, *, seed: int, moving: bool = True) -> list[Question]:
+def make_questions(
+    number: int, *, seed: int, moving: bool = True, walls: bool = False
+) -> list[Question]:
     """Makes prompts in varied wording, alternately of seen and unseen combinations.
 
     Each group goes through its combinations in random order and starts anew when all were asked.
     Every fourth prompt has the short form, which need not mention speed and is not judged on it.
-    The same seed gives the same questions. An image model is not asked for motion (`moving`).
+    The same seed gives the same questions. An image model is not asked for motion (`moving`),
+    and between `walls` no path is called a bounce.
     """
     rng = np.random.default_rng(seed)
     questions = []
-    known = {group: combinations(group) for group in ("seen", "unseen")}
+    known = {group: combinations(group, walls=walls) for group in ("seen", "unseen")}
     order = {group: rng.permutation(len(triples)) for group, triples in known.items()}
     for index in range(number):
         group = ("seen", "unseen")[index % 2]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.diffusion_head import DiffusionHead
@@ -44,6 +44,20 @@ class Conditions:
     flow: Float[Array, " b"] | None = None
     fps: Float[Array, " b"] | None = None
     label: Int[Array, " b"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What the temporal encoder sees of videos, where that is not the videos themselves.
+
+    Attributes:
+        latents: the frames.
+        known: those that it sees; begin of video stands in place of the others.
+    """
+
+    latents: Float[Array, "b t h w c"]
+    known: Bool[Array, "b t"]
 
 
 class Nova(nnx.Module):
@@ -129,6 +143,7 @@ class Nova(nnx.Module):
         conditions: Conditions,
         order: Int[Array, "f n"],
         num_visible: Int[Array, ""],
+        context: Context | None = None,
     ) -> Float[Array, "f n d"]:
         """Features that the diffusion head denoises from (training), F = B·T frames.
 
@@ -137,13 +152,15 @@ class Nova(nnx.Module):
             conditions: text or label, and motion.
             order: reveal order of each frame, rows b·T + t.
             num_visible: tokens of each frame that are visible, at most `max_visible_tokens`.
+            context: what the temporal encoder sees of the videos; all of `latents` by default.
 
         Returns:
             Features of all tokens in reveal order.
         """
         condition = self.embed_conditions(conditions)
         observe("the condition tokens", condition)
-        indicators = self.temporal_encoder(latents, condition)
+        before, known = (latents, None) if context is None else (context.latents, context.known)
+        indicators = self.temporal_encoder(before, condition, known)
         observe("temporal_encoder", indicators)
         tokens = rearrange(self.tokens(latents), "b t n p -> (b t) n p")
         tokens, order = constrain(tokens, "frames", None, None), constrain(order, "frames", None)

@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nova_jax.kernels.attention import Seen, block_causal_mask
 from nova_jax.models.attention import KVCache, transformer
@@ -135,13 +135,22 @@ class TemporalEncoder(nnx.Module):
         return (condition_tokens + tokens, *[tokens] * (slots - 1))
 
     def sequence(
-        self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
+        self,
+        latents: Float[Array, "b t h w c"],
+        condition: Float[Array, "b l d"],
+        known: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """What the first block sees: [condition | begin of video | frame 0 | … | frame T−2]."""
+        """What the first block sees: [condition | begin of video | frame 0 | … | frame T−2].
+
+        In place of a frame that is not `known` stands begin of video.
+        """
         batch, frames = latents.shape[:2]
         slots = self.begin_of_video(batch)
         if frames > 1:
-            slots = jnp.concatenate([slots, self.embed_frames(latents[:, :-1])], axis=1)
+            before = self.embed_frames(latents[:, :-1])
+            if known is not None:
+                before = jnp.where(known[:, :-1, None, None], before, slots)
+            slots = jnp.concatenate([slots, before], axis=1)
         slots = self.add_positions(slots, frames)
         return jnp.concatenate([condition, rearrange(slots, "b t m d -> b (t m) d")], axis=1)
 
@@ -155,11 +164,14 @@ class TemporalEncoder(nnx.Module):
         return jnp.concatenate([anchor, mixed], axis=1)
 
     def __call__(
-        self, latents: Float[Array, "b t h w c"], condition: Float[Array, "b l d"]
+        self,
+        latents: Float[Array, "b t h w c"],
+        condition: Float[Array, "b l d"],
+        known: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t m d"]:
-        """Indicator features of all frames of a video at once (training)."""
+        """Indicator features of all frames of a video at once (training), see `sequence`."""
         frames, length = latents.shape[1], condition.shape[1]
-        x = self.sequence(latents, condition)
+        x = self.sequence(latents, condition, known)
         tokens = x.shape[1]
         seen: Seen = self.blocks_of(frames, length)
         # Devices that share a sequence need it divisible: by tokens that no other one sees.

@@ -92,6 +92,32 @@ def advance(
     return features if encoder.mixer is None else encoder.mixer(anchor, features), cache
 
 
+def look_back(
+    model: Nova,
+    conditions: Conditions,
+    negative: Conditions | None,
+    before: Float[Array, "b s h w c"],
+    *,
+    guidance: GuidanceConfig,
+) -> Float[Array, "gb m d"]:
+    """Indicator features of the frame after some, which are looked at anew.
+
+    Args:
+        model, guidance, negative: see `generate`.
+        before: the first frame, and those right before the one that is described.
+    """
+    negative = unconditional(conditions, model.config) if negative is None else negative
+    condition = model.embed_conditions(stack_passes(conditions, negative, guidance))
+    # Room for the frame that is described; what is in it is not looked at.
+    latents = jnp.pad(before, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
+    latents = jnp.concatenate([latents] * guidance.passes)
+    # The second of three passes sees no frames, see `_without_frame`.
+    pass_of_row = np.repeat(np.arange(guidance.passes), len(before))
+    known = jnp.asarray(pass_of_row != 1) | (guidance.passes < 3)
+    known = jnp.broadcast_to(known[:, None], latents.shape[:2])
+    return model.temporal_encoder(latents, condition, known)[:, -1]
+
+
 def _without_frame(
     slot: Float[Array, "gb 1 m d"], bare: Float[Array, "gb 1 m d"], guidance: GuidanceConfig
 ) -> Float[Array, "gb 1 m d"]:
@@ -219,6 +245,7 @@ def _program(
 _CONSTANTS = ("guidance", "frames", "schedule", "sampling", "parallelism")
 _CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
 _begin_program = _program(_start, (0, 0), (0, _CACHE_AXES))
+_look_back_program = _program(look_back, (0, 0, 0), 0)
 _advance_program = _program(advance, (0, 0, None, _CACHE_AXES), (0, _CACHE_AXES), donate_argnums=5)
 _frame_program = _program(generate_frame, (0, 0, 0, None), 0)
 
@@ -294,7 +321,8 @@ def generate(
         rows = (guidance.passes * batch, size.indicator_tokens, size.width)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         jax.eval_shape(fill, params, jax.ShapeDtypeStruct(rows, model.dtype), number)
-    options: Any = {"guidance": guidance, "frames": frames, "parallelism": parallelism}
+    window = min(frames, config.window or frames)
+    options: Any = {"guidance": guidance, "frames": window, "parallelism": parallelism}
     video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
     # Numbers wait on the devices: nothing goes there, or comes back, while frames are made.
     numbers = jnp.unstack(counted)
@@ -302,6 +330,10 @@ def generate(
         if frame == 0:
             anchor, cache = _begin_program(graph, params, conditions, negative, **options)
             indicators = anchor
+        elif frame >= window:
+            seen = jnp.stack([*video[:1], *video[frame - window + 2 : frame]], axis=1)
+            looking = {"guidance": guidance, "parallelism": parallelism}
+            indicators = _look_back_program(graph, params, conditions, negative, seen, **looking)
         else:
             indicators, cache = _advance_program(
                 graph, params, video[frame - 1], anchor, numbers[frame], cache, **options

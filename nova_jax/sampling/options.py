@@ -27,6 +27,8 @@ class SamplingConfig(Checked):
         num_diffusion_steps: S, diffusion steps of an AR step.
         guidance: guidance options.
         flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
+        window: W, latent frames whose positions the temporal encoder knows, 2 or more: of a longer
+            video it sees the first frame and the W − 2 before the one that is drawn. None: all.
         sampler: implementation of the loop over diffusion steps.
     """
 
@@ -34,6 +36,7 @@ class SamplingConfig(Checked):
     num_diffusion_steps: Steps = 25
     guidance: GuidanceConfig = GuidanceConfig()
     flow_shift: Annotated[float, Range(0.01, 100)] | None = None
+    window: Annotated[int, Range(3)] | None = None
     sampler: Implementation = "auto"
 
 
@@ -70,6 +73,7 @@ OPTIONS: Mapping[str, Option] = {
     "guidance_renorm": Option("guidance.renorm", "Lower bound of its norm factor; 1: off."),
     "image_guidance_scale": Option("guidance.image_scale", "Guidance by the frame before; 0: off."),
     "flow_shift": Option("flow_shift", "Noise-level shift of flow matching."),
+    "window": Option("window", "Frames that are seen of a longer video."),
     "sampler": Option("sampler", "How diffusion steps run; auto chooses."),
 }
 

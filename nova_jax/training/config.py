@@ -22,6 +22,7 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import Remat
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.training.context import ContextConfig
 from nova_jax.training.datasets import DatasetConfig
 from nova_jax.training.guard import GuardConfig
 from nova_jax.training.lora import LoraConfig
@@ -124,6 +125,8 @@ class TrainConfig(Checked):
         loss_repeat: number of noisy copies of each frame, each with noise and times of its own.
         first_frame_loss: weight of a video's first frame in the loss. 0 trains a model that is
             always given its first frame (image to video).
+        context: what the temporal encoder sees of the frames before, see
+            `nova_jax.training.context.ContextConfig`.
         mesh: how devices share the work; it may change when a run is taken up again.
         checkpoint: see `CheckpointConfig`.
         logging: see `LoggingConfig`.
@@ -152,6 +155,7 @@ class TrainConfig(Checked):
     unroll: Count = 1
     loss_repeat: Count = 4
     first_frame_loss: NotNegative = 1.0
+    context: ContextConfig = ContextConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -221,6 +221,9 @@ def build_parts(config: TrainConfig, *, keep_captions: bool = False) -> Parts:
     text_encoder = None if encoder is None else text_encoder_from_dict(encoder)
     dataset = build_dataset(config.dataset, model, codec, text_encoder, keep_captions=keep_captions)
     needs = dict(dataset.requirements())
+    if (window := config.context.window) and "frames" in needs:
+        frames, section = needs["frames"]
+        needs["frames"] = (min(frames, window), section if frames < window else "context.window")
     if codec is not None:
         needs["latent_channels"] = (codec.latent_channels, "codec")
     if text_encoder is not None:

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layout import constrain
-from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.nova import Conditions, Context, Nova
 from nova_jax.models.observe import observe
 from nova_jax.sampling.order import to_reveal_order
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.training.context import ContextDraws, frame_weights
 
 
 @jax.tree_util.register_dataclass
@@ -29,12 +30,16 @@ class TrainingDraws:
         num_visible: visible tokens, the same for every frame of the batch.
         noise: Gaussian noise of each copy, tokens row-major.
         timestep_index: index into the schedule's training table, tokens row-major.
+        context: of what the temporal encoder sees; None where that is the frames themselves.
+        start: where the window begins that is seen of longer clips; None for whole clips.
     """
 
     order: Int[Array, "f n"]
     num_visible: Int[Array, ""]
     noise: Float[Array, "r f n p"]
     timestep_index: Int[Array, "r f n"]
+    context: ContextDraws | None = None
+    start: Int[Array, ""] | None = None
 
     @classmethod
     def sample(
@@ -95,14 +100,16 @@ def training_loss(
     latents: Float[Array, "b t h w c"],
     conditions: Conditions,
     draws: TrainingDraws,
+    context: Context | None = None,
 ) -> tuple[Float[Array, ""], LossParts]:
     """The loss of a batch of videos, or of images (T = 1), and its parts.
 
-    Latents are scaled as the model expects them; conditions have one row a video.
+    Latents are scaled as the model expects them; conditions have one row a video; `context` is
+    what the temporal encoder sees where that is not the latents.
     """
     batch, frames = latents.shape[:2]
     repeat, _, tokens, _ = draws.noise.shape
-    features = model(latents, conditions, draws.order, draws.num_visible)
+    features = model(latents, conditions, draws.order, draws.num_visible, context)
     features = constrain(features, "frames", None, None)
     observe("spatial_decoder", features)
 
@@ -125,6 +132,9 @@ def training_loss(
     weighted = per_token * weight[None, None]
     weighted = weighted / (repeat * batch * frames * jnp.sum(weight) + 1e-5)
     weighted = rearrange(weighted, "r (b t) n -> r b t n", t=frames)
+    if draws.start is not None:
+        counts = frame_weights(draws.start, frames)
+        weighted *= (counts * (frames - 1) / jnp.sum(counts[1:])).at[0].set(1.0)[:, None]
     if frames == 1:
         first, rest = jnp.sum(weighted), jnp.zeros(())
     else:

@@ -72,6 +72,7 @@ def make_programs(config: TrainConfig, mesh: MeshLayout) -> Programs:
         loss_repeat=config.loss_repeat,
         seed=config.seed,
         first_frame_loss=config.first_frame_loss,
+        context=config.context,
     )
     return Programs(
         blueprint=blueprint,

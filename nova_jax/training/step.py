@@ -14,10 +14,17 @@ import optax
 from nova_jax.distributed.mesh import MeshLayout, batch_sharding, replicated
 from nova_jax.models import layout
 from nova_jax.models.config import NovaConfig
-from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.nova import Conditions, Context, Nova
 from nova_jax.models.observe import Places, hand_on, observed
 from nova_jax.sampling.keys import training_key
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.training.context import (
+    ContextConfig,
+    ContextDraws,
+    draw_start,
+    make_context,
+    window_of,
+)
 from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
 from nova_jax.training.optimizer import Params
 from nova_jax.training.state import Blueprint, EMAConfig, TrainState, state_shardings, update_ema
@@ -41,6 +48,7 @@ class Trainer:
         loss_repeat: noise draws of each frame.
         seed: of all draws.
         first_frame_loss: weight of the first frame of videos in the loss.
+        context: what the temporal encoder sees of the frames before.
     """
 
     blueprint: Blueprint
@@ -52,6 +60,7 @@ class Trainer:
     loss_repeat: int = 4
     seed: int = 0
     first_frame_loss: float = 1.0
+    context: ContextConfig = ContextConfig()
 
     def draws(
         self, state: TrainState, batch: Batch, step: int | jax.Array | None = None
@@ -59,7 +68,7 @@ class Trainer:
         """Everything random about a step: number `step`, from 0, by default the state's next."""
         key = training_key(self.seed, state.step if step is None else step)
         config = self.blueprint.model(state.params, state.frozen).config
-        return batch_draws(config, self.schedule, batch, key, self.loss_repeat)
+        return batch_draws(config, self.schedule, batch, key, self.loss_repeat, self.context)
 
     def step(
         self, state: TrainState, batch: Batch, draws: TrainingDraws
@@ -104,11 +113,14 @@ class Trainer:
         self, state: TrainState, batch: Batch, draws: TrainingDraws
     ) -> tuple[LossParts, Params]:
         """The loss of a step, taken apart, and its gradients; see `step`."""
+        context = self._context(state, batch, draws)
 
         def loss_of(params: Params) -> tuple[jax.Array, tuple[LossParts, Places]]:
             model = self.blueprint.model(params, state.frozen)
             with layout.use(self.mesh):
-                (loss, parts), places = observed(batch_loss)(model, self.schedule, batch, draws)
+                (loss, parts), places = observed(batch_loss)(
+                    model, self.schedule, batch, draws, context
+                )
             if self.first_frame_loss != 1 and batch["latents"].shape[1] > 1:
                 loss = self.first_frame_loss * parts.first + parts.rest
             return loss, (dataclasses.replace(parts, loss=loss), places)
@@ -116,6 +128,24 @@ class Trainer:
         (_, (parts, places)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         hand_on(places)
         return parts, gradients
+
+    def _context(self, state: TrainState, batch: Batch, draws: TrainingDraws) -> Context | None:
+        """What the temporal encoder sees, where that is not the batch: no gradient flows there."""
+        if draws.context is None:
+            return None
+        model = self.blueprint.model(state.params, state.frozen)
+        model, latents, conditions = _inputs(model, batch, draws)
+        with layout.use(self.mesh):
+            return make_context(
+                self.context,
+                draws.context,
+                model,
+                self.schedule,
+                latents,
+                conditions,
+                draws.order,
+                draws.num_visible,
+            )
 
 
 def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:
@@ -156,24 +186,50 @@ def not_finite(metrics: Mapping[str, Any]) -> str | None:
 
 
 def batch_loss(
-    model: Nova, schedule: Schedule, batch: Batch, draws: TrainingDraws
+    model: Nova,
+    schedule: Schedule,
+    batch: Batch,
+    draws: TrainingDraws,
+    context: Context | None = None,
 ) -> tuple[jax.Array, LossParts]:
     """The training loss of a batch, and its parts.
 
     Latents may be of any size that tokens fit; each is a program of its own.
     """
+    model, latents, conditions = _inputs(model, batch, draws)
+    return training_loss(model, schedule, latents, conditions, draws, context)
+
+
+def _inputs(model: Nova, batch: Batch, draws: TrainingDraws) -> tuple[Nova, jax.Array, Conditions]:
+    """Latents and conditions of a batch, of longer clips the drawn window; the model, resized."""
     latents = batch["latents"]
-    _, _, height, width, _ = latents.shape
-    model = model.resized((height, width))
+    if draws.start is not None:
+        latents = window_of(latents, draws.start, len(draws.order) // len(latents))
     conditions = Conditions(**{name: value for name, value in batch.items() if name != "latents"})
-    return training_loss(model, schedule, latents, conditions, draws)
+    _, _, height, width, _ = latents.shape
+    return model.resized((height, width)), latents, conditions
 
 
 def batch_draws(
-    config: NovaConfig, schedule: Schedule, batch: Batch, key: jax.Array, loss_repeat: int
+    config: NovaConfig,
+    schedule: Schedule,
+    batch: Batch,
+    key: jax.Array,
+    loss_repeat: int,
+    context: ContextConfig,
 ) -> TrainingDraws:
     """Everything random about the loss of a batch, from a key; latents as in `batch_loss`."""
-    size, frames, height, width, _ = batch["latents"].shape
+    size, length, height, width, channels = batch["latents"].shape
+    frames = min(length, context.window or length)
     config = dataclasses.replace(config, latent_size=(height, width))
-    options = {"batch": size, "frames": frames, "loss_repeat": loss_repeat}
-    return TrainingDraws.sample(config, schedule, key, **options)
+    draws = TrainingDraws.sample(
+        config, schedule, key, batch=size, frames=frames, loss_repeat=loss_repeat
+    )
+    context_key, start_key = jax.random.split(jax.random.fold_in(key, 1))
+    if frames > 1 and context.changes_frames:
+        shape = (size, frames, height, width, channels)
+        sampled = ContextDraws.sample(context, context_key, shape)
+        draws = dataclasses.replace(draws, context=sampled)
+    if frames < length:
+        draws = dataclasses.replace(draws, start=draw_start(start_key, length, frames))
+    return draws

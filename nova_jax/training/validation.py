@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from nova_jax.distributed.mesh import batch_sharding, replicate, replicated
 from nova_jax.models import layout
 from nova_jax.sampling.keys import validation_key
+from nova_jax.training.context import ContextConfig
 from nova_jax.training.loss import LossParts
 from nova_jax.training.optimizer import Params
 from nova_jax.training.state import TrainState, state_shardings
@@ -48,7 +49,8 @@ def make_validation(trainer: Trainer, state: TrainState) -> Validate:
     def validate_batch(params: Params, frozen: Params, batch: Batch, index: jax.Array) -> Table:
         model = trainer.blueprint.model(params, frozen)
         key = validation_key(index)
-        draws = batch_draws(model.config, schedule, batch, key, trainer.loss_repeat)
+        window = ContextConfig(window=trainer.context.window)
+        draws = batch_draws(model.config, schedule, batch, key, trainer.loss_repeat, window)
         with layout.use(mesh):
             _, parts = batch_loss(model, schedule, batch, draws)
         one = jnp.ones(())
