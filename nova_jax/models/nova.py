@@ -53,7 +53,7 @@ class Context:
 
     Attributes:
         latents: the frames.
-        known: those that it sees; begin of video stands in place of the others.
+        known: its slots that show the frame before them, see `TemporalEncoder.sequence`.
     """
 
     latents: Float[Array, "b t h w c"]

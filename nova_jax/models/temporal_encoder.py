@@ -142,16 +142,16 @@ class TemporalEncoder(nnx.Module):
     ) -> Float[Array, "b s d"]:
         """What the first block sees: [condition | begin of video | frame 0 | … | frame T−2].
 
-        In place of a frame that is not `known` stands begin of video.
+        A slot that is not `known` is begin of video without a position, as in the guidance pass
+        that sees no frames.
         """
         batch, frames = latents.shape[:2]
-        slots = self.begin_of_video(batch)
+        slots = bare = self.begin_of_video(batch)
         if frames > 1:
-            before = self.embed_frames(latents[:, :-1])
-            if known is not None:
-                before = jnp.where(known[:, :-1, None, None], before, slots)
-            slots = jnp.concatenate([slots, before], axis=1)
+            slots = jnp.concatenate([slots, self.embed_frames(latents[:, :-1])], axis=1)
         slots = self.add_positions(slots, frames)
+        if known is not None:
+            slots = jnp.where(known[..., None, None], slots, bare)
         return jnp.concatenate([condition, rearrange(slots, "b t m d -> b (t m) d")], axis=1)
 
     def mix(self, features: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:

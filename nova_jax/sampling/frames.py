@@ -29,7 +29,7 @@ from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
-from nova_jax.sampling.keys import noise_keys, order_keys
+from nova_jax.sampling.keys import context_keys, noise_keys, order_keys
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
@@ -104,7 +104,8 @@ def look_back(
 
     Args:
         model, guidance, negative: see `generate`.
-        before: the first frame, and those right before the one that is described.
+        before: the first frame, and those right before the one that is described, as the temporal
+            encoder sees them.
     """
     negative = unconditional(conditions, model.config) if negative is None else negative
     condition = model.embed_conditions(stack_passes(conditions, negative, guidance))
@@ -324,26 +325,40 @@ def generate(
     window = min(frames, config.window or frames)
     options: Any = {"guidance": guidance, "frames": window, "parallelism": parallelism}
     video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
+    seen: list[Array] = []  # the frames, as the temporal encoder sees them
     # Numbers wait on the devices: nothing goes there, or comes back, while frames are made.
     numbers = jnp.unstack(counted)
     for frame in range(frames):
+        if frame:
+            last = video[frame - 1]
+            level = config.context_noise
+            seen.append(_noised(last, keys, numbers[frame - 1], level=level) if level else last)
         if frame == 0:
             anchor, cache = _begin_program(graph, params, conditions, negative, **options)
             indicators = anchor
-        elif frame >= window:
-            seen = jnp.stack([*video[:1], *video[frame - window + 2 : frame]], axis=1)
-            looking = {"guidance": guidance, "parallelism": parallelism}
-            indicators = _look_back_program(graph, params, conditions, negative, seen, **looking)
-        else:
+        elif frame < window:
             indicators, cache = _advance_program(
-                graph, params, video[frame - 1], anchor, numbers[frame], cache, **options
+                graph, params, seen[-1], anchor, numbers[frame], cache, **options
             )
+        else:
+            before = jnp.stack([seen[0], *seen[frame - window + 2 :]], axis=1)
+            looking = {"guidance": guidance, "parallelism": parallelism}
+            indicators = _look_back_program(graph, params, conditions, negative, before, **looking)
         if frame >= prefix:
             video.append(fill(params, indicators, numbers[frame - prefix]))
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
     return jnp.stack(video, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="level")
+def _noised(
+    latents: Float[Array, "b h w c"], keys: Key[Array, " b"], frame: Int[Array, ""], level: float
+) -> Float[Array, "b h w c"]:
+    """(1 − level)·latents + level·noise, of each sample's own key."""
+    normal = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))
+    return (1 - level) * latents + level * normal(context_keys(keys, frame))
 
 
 def generate_in_one(
@@ -356,7 +371,21 @@ def generate_in_one(
     keys: Key[Array, " b"],
     negative: Conditions | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """`generate` as one traced program, whose size and compile time do not grow with frames."""
+    """`generate` as one traced program, whose size and compile time do not grow with frames.
+
+    Raises:
+        NovaError: an option asks for what it does not do.
+    """
+    if config.context_noise:
+        raise NovaError(
+            f"context_noise is {config.context_noise:g}, which one program of all frames does not "
+            "do; set it to 0, or generate frame by frame"
+        )
+    if config.window and frames > config.window:
+        raise NovaError(
+            f"{frames} latent frames go beyond the window of {config.window}, which one program of "
+            "all frames does not do; ask for fewer, set window to None, or generate frame by frame"
+        )
     order, noise, numbers = _draws(model.config, keys, frames)
     options: Any = {"guidance": config.guidance, "frames": frames}
     anchor, cache = _start(model, conditions, negative, **options)

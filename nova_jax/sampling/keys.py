@@ -40,6 +40,11 @@ def image_keys(samples: Key[Array, " b"]) -> Key[Array, " b"]:
     return _fold_in(samples, 2)
 
 
+def context_keys(samples: Key[Array, " b"], frame: int | Int[Array, ""]) -> Key[Array, " b"]:
+    """Of the noise on a frame when later ones are made from it, see `SamplingConfig`."""
+    return _fold_in(_fold_in(samples, 3), frame)
+
+
 def noise_key(
     noise: Key[Array, ""], frame: int | Array, step: int | Array, draw: int | Array
 ) -> Key[Array, ""]:
@@ -66,5 +71,5 @@ def validation_key(batch: int | Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(seed_key(_VALIDATION_SEED), batch)
 
 
-def _fold_in(keys: Key[Array, " b"], purpose: int) -> Key[Array, " b"]:
+def _fold_in(keys: Key[Array, " b"], purpose: int | Int[Array, ""]) -> Key[Array, " b"]:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, purpose)

@@ -27,8 +27,11 @@ class SamplingConfig(Checked):
         num_diffusion_steps: S, diffusion steps of an AR step.
         guidance: guidance options.
         flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
-        window: W, latent frames whose positions the temporal encoder knows, 2 or more: of a longer
-            video it sees the first frame and the W − 2 before the one that is drawn. None: all.
+        window: W, latent frames that the temporal encoder looks over: of a longer video it sees the
+            first frame and the W − 2 before the one that is drawn, at the first W positions. None:
+            all frames, whose positions are squeezed into the trained length (sine-cosine ones).
+        context_noise: level of the noise that the temporal encoder sees on frames, as in training,
+            see `nova_jax.training.context`.
         sampler: implementation of the loop over diffusion steps.
     """
 
@@ -36,7 +39,8 @@ class SamplingConfig(Checked):
     num_diffusion_steps: Steps = 25
     guidance: GuidanceConfig = GuidanceConfig()
     flow_shift: Annotated[float, Range(0.01, 100)] | None = None
-    window: Annotated[int, Range(3)] | None = None
+    window: Annotated[int, Range(3, 10_000)] | None = None
+    context_noise: Annotated[float, Range(0, below=1)] = 0.0
     sampler: Implementation = "auto"
 
 
@@ -73,7 +77,8 @@ OPTIONS: Mapping[str, Option] = {
     "guidance_renorm": Option("guidance.renorm", "Lower bound of its norm factor; 1: off."),
     "image_guidance_scale": Option("guidance.image_scale", "Guidance by the frame before; 0: off."),
     "flow_shift": Option("flow_shift", "Noise-level shift of flow matching."),
-    "window": Option("window", "Frames that are seen of a longer video."),
+    "window": Option("window", "Latent frames that a next one is made from, of longer videos."),
+    "context_noise": Option("context_noise", "Noise on the frames that a next one is made from."),
     "sampler": Option("sampler", "How diffusion steps run; auto chooses."),
 }
 

@@ -6,7 +6,8 @@ each is off by default, as in the release:
 
 - noise on the frames before, each frame's level drawn anew (GameNGen, arXiv 2408.14837, section
   3.2.1; URSA, arXiv 2510.24717): faults smaller than the noise no longer matter;
-- frames left out, begin of video in their place: what the prompt says is taken from the prompt;
+- frames left out, begin of video in their place (as guidance by the frame before needs it): what
+  the prompt says is taken from the prompt;
 - the model's own frames in place of the clip's (scheduled sampling, arXiv 1506.03099, in two passes
   over all frames at once as in arXiv 1906.07651): the faults themselves;
 - a window of a longer clip with its first frame before it, as generation beyond the length of the
@@ -71,7 +72,7 @@ class ContextDraws:
     Attributes:
         level: noise level of each frame.
         noise: of each frame.
-        known: which frames are not left out.
+        known: slots of the temporal encoder whose frame is not left out.
         own: whether the frames are the model's own.
         own_keys: of what these are drawn from.
     """

@@ -26,7 +26,7 @@ from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
 from nova_jax.sampling import frames as module
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import advance, begin, generate, unconditional
+from nova_jax.sampling.frames import advance, begin, generate, look_back, unconditional
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import FlowMatchingSchedule
@@ -73,6 +73,84 @@ def test_cached_frames_equal_the_whole_sequence(rotary):
     whole, cached, length = both(model)
     np.testing.assert_allclose(cached, whole, rtol=1e-5, atol=1e-5)
     assert int(length) == 6 + 3 * 4
+
+
+@pytest.mark.parametrize("scales", [(1.0, None), (3.0, None), (3.0, 1.5)])
+def test_looking_back_is_what_the_cache_gives(scales):
+    """As long as the window holds everything, both see the same frames at the same positions."""
+    model, given = make(CONFIG), conditions(2)
+    guidance = GuidanceConfig(scale=scales[0], image_scale=scales[1])
+    latents = jax.random.normal(jax.random.key(3), (2, 3, 8, 8, 3))
+
+    @nnx.jit
+    def both(model):
+        options = {"guidance": guidance, "frames": 3}
+        anchor, cache = module._start(model, given, None, **options)
+        for t in (1, 2):
+            cached, cache = advance(
+                model, latents[:, t - 1], anchor, jnp.asarray(t), cache, **options
+            )
+        return cached, look_back(model, given, None, latents[:, :2], guidance=guidance)
+
+    cached, anew = both(model)
+    assert len(anew) == 2 * guidance.passes
+    np.testing.assert_allclose(anew, cached, rtol=1e-5, atol=1e-5)
+
+
+def test_a_window_sees_the_first_frame_and_the_last_ones():
+    model, schedule = make(CONFIG), FlowMatchingSchedule()
+    keys = jax.random.split(jax.random.key(9), 1)
+    given = jax.random.normal(jax.random.key(4), (1, 5, 8, 8, 3))
+
+    def last(video, window):
+        config = dataclasses.replace(SAMPLING, window=window)
+        options = {"frames": 6, "config": config, "keys": keys, "given": video}
+        return generate(model, schedule, conditions(1), **options)[:, -1]
+
+    windowed = last(given, 4)
+    for frame, sees in enumerate([True, False, False, True, True]):
+        change = float(jnp.abs(last(given.at[:, frame].add(1), 4) - windowed).max())
+        assert (change > 1e-3) == sees, f"frame {frame}: {change}"
+    # What it sees stands where the same frames of a shorter video stand.
+    short = generate(
+        model,
+        schedule,
+        conditions(1),
+        frames=4,
+        config=SAMPLING,
+        keys=keys,
+        given=given[:, jnp.array([0, 3, 4])],
+    )
+    np.testing.assert_allclose(short[:, -1], windowed, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(last(given, 6), last(given, None))
+
+
+def test_noise_on_frames_changes_those_that_follow():
+    model, keys = make(CONFIG), jax.random.split(jax.random.key(9), 1)
+    options = {"frames": 3, "keys": keys}
+    plain = generate(model, FlowMatchingSchedule(), conditions(1), config=SAMPLING, **options)
+    config = dataclasses.replace(SAMPLING, context_noise=0.5)
+    noised = generate(model, FlowMatchingSchedule(), conditions(1), config=config, **options)
+    np.testing.assert_array_equal(noised[:, 0], plain[:, 0])
+    assert float(jnp.abs(noised[:, 1:] - plain[:, 1:]).max()) > 1e-3
+
+
+def test_one_program_says_what_it_does_not_do():
+    keys = jax.random.split(jax.random.key(9), 1)
+    for options, message in (
+        ({"window": 3}, "4 latent frames go beyond the window of 3"),
+        ({"context_noise": 0.1}, "context_noise is 0.1, which one program"),
+    ):
+        config = dataclasses.replace(SAMPLING, **options)
+        with pytest.raises(NovaError, match=message):
+            module.generate_in_one(
+                make(CONFIG),
+                FlowMatchingSchedule(),
+                conditions(1),
+                frames=4,
+                config=config,
+                keys=keys,
+            )
 
 
 def test_a_sample_does_not_depend_on_its_batch():

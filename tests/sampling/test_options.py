@@ -26,7 +26,8 @@ def test_every_field_has_one_option():
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_an_option_sets_its_field(name):
-    option, value = OPTIONS[name], "pallas" if name == "sampler" else 1
+    others = {"sampler": "pallas", "window": 8, "context_noise": 0.5}
+    option, value = OPTIONS[name], others.get(name, 1)
     changed = with_options(CONFIG, {name: value})
     before, after = (dict(flat(to_plain(config))) for config in (CONFIG, changed))
     assert after == before | {option.field: value} != before
