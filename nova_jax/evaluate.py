@@ -126,7 +126,12 @@ def _judge(out: Path) -> None:
     )
     print(format_table(tally(ceiling)))
 
-    questions = make_questions(NUM_PROMPTS.value, seed=SEED.value, moving=pipeline.config.is_video)
+    questions = make_questions(
+        NUM_PROMPTS.value,
+        seed=SEED.value,
+        moving=pipeline.config.is_video,
+        walls=dataset.walls,
+    )
     made = pipeline.stream(
         [question.prompt for question in questions],
         seed=range(SEED.value, SEED.value + len(questions)),
@@ -139,12 +144,12 @@ def _judge(out: Path) -> None:
         verdicts += [judges(clip) for clip in videos.frames]
         shown += list(videos.frames[: SHEET_CLIPS - len(shown)])
     length = len(shown[0])
-    if length < dataset.frames:
+    if length < judges.motion_frames:
         questions = without_motion(questions)
     answers = list(zip(questions, verdicts, strict=True))
     print(
         f"{CHECKPOINT.value}, {len(questions)} prompts, {length} frames, percent right "
-        f"[95 % interval] / judged{_motion_judged_on(length, dataset.frames)}:"
+        f"[95 % interval] / judged{_motion_judged_on(length, judges.motion_frames)}:"
     )
     print(format_table(tally(answers)))
     by_frame, real_by_frame = tally_frames(answers), tally_frames(ceiling)
@@ -173,9 +178,8 @@ def _judge(out: Path) -> None:
     }
     print(media.save(out / "evaluation.json", json.dumps(report, indent=1).encode()))
     print(media.save(out / "evaluation.png", _sheet(shown, answers)))
-    _save_plot(
-        out / "evaluation_frames.png", lambda: _plot(by_frame, real_by_frame, dataset.frames)
-    )
+    trained = min(dataset.frames, pipeline.config.frames)
+    _save_plot(out / "evaluation_frames.png", lambda: _plot(by_frame, real_by_frame, trained))
 
 
 def _measure_drift(paths: Sequence[str], out: Path) -> None:
@@ -207,11 +211,11 @@ def _save_plot(path: Path, draw: Callable[[], bytes]) -> None:
         print(f"no {path.name}: {error}", file=sys.stderr)
 
 
-def _motion_judged_on(length: int, trained: int) -> str:
+def _motion_judged_on(length: int, judged: int) -> str:
     """Says which frames path and speed are judged on, where it is not all."""
-    if length > trained > 1:
-        return f"; path and speed on the first {trained}, as long as training's clips"
-    return "" if length == trained else f"; path and speed only from {trained} frames on"
+    if length > judged > 1:
+        return f"; path and speed on the first {judged}"
+    return "" if length == judged else f"; path and speed only from {judged} frames on"
 
 
 def _numbers(tally: Any) -> Any:

@@ -34,15 +34,15 @@ HELD_OUT_EVERY = 5
 
 #: Of so many clips the random numbers, which stay in memory, take a gigabyte.
 _MOST_CLIPS = 10_000_000
-#: Pixels that a digit between walls moves in a frame, as a share of the room it has.
-_STRIDE = {"slow": 0.08, "fast": 0.16}
-#: For so many strides its way is free, so that it can be seen where it starts out to.
-FREE_STRIDES = 2
 
 #: When a bounce turns, as a share of the clip.
 TURN = 2 / 3
 #: Length of a path as a share of the longest that keeps the digit on the canvas.
 _PATH_LENGTH = {"slow": 0.65, "fast": 0.95}
+#: What a digit between walls moves in a frame, as a share of the room it has.
+_STRIDE = {"slow": 0.08, "fast": 0.16}
+#: Strides before its first wall, at least, so that it can be seen where it starts out to.
+FREE_STRIDES = 2
 
 Combination = tuple[int, str, str]
 
@@ -66,9 +66,9 @@ class DigitsConfig(Checked):
       middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
         and is learned fastest; later leaves more room for movement.
       place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
-      walls: the digit moves on and on, from anywhere, and bounces off the edges of the canvas: its
-        path says how it starts out, and none is called a bounce. `middle` and `place_jitter` do
-        not count.
+      walls: whether digits move on and on, from anywhere, and bounce off the edges of the canvas.
+        Paths say how they start out, none is called a bounce; `middle` and `place_jitter` do not
+        count.
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
 
@@ -253,38 +253,49 @@ class DigitsSource:
         # Interpolation softens the glyph's edge by half a cell on each side.
         room = np.array(config.size) - (GLYPH + 1) * cell[:, None]
 
-        if config.walls:
-            corner = self._between_walls(room, paths, speeds, length, np.stack([down, right], -1))
-            return cell, (cell / 2)[:, None, None] + corner, 1 - config.brightness_jitter * light
-        share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * (0.95 + 0.1 * length)
         direction = np.array([PATHS[path][::-1] for path in paths], float)
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+        move = self._between_walls if config.walls else self._along_paths
+        place = move(
+            room, direction, paths, speeds, 0.95 + 0.1 * length, np.stack([down, right], 1)
+        )
+        return cell, (cell / 2)[:, None, None] + place, 1 - config.brightness_jitter * light
+
+    def _along_paths(
+        self,
+        room: np.ndarray,
+        direction: np.ndarray,
+        paths: list[str],
+        speeds: list[str],
+        length: np.ndarray,
+        jitter: np.ndarray,
+    ) -> np.ndarray:
+        """Places [B, F, 2] in a room [B, 2] on the way past its middle, once in a clip."""
+        config = self.config
+        share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * length
         # From the middle to the end it must not go further than to the edge.
         travel = (share * room.min(-1) / 2 / (1 - config.middle))[:, None] * direction
         left_over = room - 2 * (1 - config.middle) * np.abs(travel)
-        shift = config.place_jitter * left_over * (np.stack([down, right], -1) - 0.5)
-        middle = (cell / 2)[:, None] + room / 2 + shift
+        middle = room / 2 + config.place_jitter * left_over * (jitter - 0.5)
         along = np.stack([self._progress[path] for path in paths]) - config.middle
         # A picture shows the middle of its path.
         along = along if config.frames > 1 else np.zeros_like(along)
-        corner = middle[:, None] + along[..., None] * travel[:, None]
-        return cell, corner, 1 - config.brightness_jitter * light
+        return middle[:, None] + along[..., None] * travel[:, None]
 
     def _between_walls(
         self,
         room: np.ndarray,
+        direction: np.ndarray,
         paths: list[str],
         speeds: list[str],
         length: np.ndarray,
-        place: np.ndarray,
+        jitter: np.ndarray,
     ) -> np.ndarray:
-        """Returns the place [B, F, 2] (down, right) in the room [B, 2] of digits on their way."""
-        direction = np.array([PATHS[path][::-1] for path in paths], float)
-        direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-        stride = np.array([_STRIDE[speed] for speed in speeds]) * (0.95 + 0.1 * length)
-        stride = (stride * room.min(-1))[:, None] * direction
-        free = room - FREE_STRIDES * np.abs(stride)
-        start = place * free + FREE_STRIDES * np.maximum(-stride, 0)
+        """Places [B, F, 2] in a room [B, 2] on the way from wall to wall, without an end."""
+        stride = np.array([_STRIDE[speed] for speed in speeds]) * length * room.min(-1)
+        stride = stride[:, None] * direction
+        free = FREE_STRIDES * np.abs(stride)
+        start = jitter * (room - free) + np.where(stride < 0, free, 0)
         time = np.arange(self.config.frames)[:, None]
         return bounced(start[:, None] + time * stride[:, None], room[:, None])
 

@@ -116,14 +116,14 @@ def measure_motion(clip: Clip) -> tuple[str | None, float, float]:
 
 
 def measure_heading(clip: Clip) -> tuple[str | None, float]:
-    """Which of the straight `PATHS` a clip starts out along while its way is free, and how far.
+    """Which of the straight `PATHS` a digit between walls starts out along, and how fast.
 
     Returns:
-      The path's name, or None for a clip that is dark or stands still (less than half a pixel in a
-      frame); pixels moved in a frame.
+      The path's name, or None for a clip that is dark or stands still (below half a pixel a frame);
+      pixels a frame.
     """
     points = track(clip[: FREE_STRIDES + 1])
-    moved = (points[-1] - points[0]) / (len(points) - 1)
+    moved = (points[-1] - points[0]) / FREE_STRIDES
     if not (distance := float(np.linalg.norm(moved))) >= 0.5:
         return None, 0.0
     straight = {name: np.array(way) for name, way in PATHS.items() if "bounce" not in name}
@@ -160,14 +160,14 @@ class Judges:
     def __call__(self, clip: Clip) -> Verdict:
         """Judges one clip, which need not be as long as those of the data.
 
-        Path and speed are judged on as many frames as the data has: a longer clip goes on as no
-        real one does, and a shorter one has not shown its path yet.
+        Path and speed are judged on its first `motion_frames`: a longer clip goes on as no real one
+        does, and a shorter one has not shown its path yet.
         """
         if clip.max() < DARK:
             nothing = (None,) * len(clip)
             return Verdict(None, None, None, None, nothing, nothing)
-        start = clip[: self.config.frames]
-        shown = len(start) == self.config.frames > 1
+        start = clip[: self.motion_frames]
+        shown = len(start) == self.motion_frames > 1
         path, travel = self._motion(start) if shown else (None, 0.0)
         frames = [None if frame.max() < DARK else frame[None] for frame in clip]
         return Verdict(
@@ -178,6 +178,11 @@ class Judges:
             digits=tuple(None if frame is None else self.digit(frame) for frame in frames),
             colors=tuple(None if frame is None else measure_color(frame) for frame in frames),
         )
+
+    @property
+    def motion_frames(self) -> int:
+        """Frames that path and speed are judged on."""
+        return FREE_STRIDES + 1 if self.config.walls else self.config.frames
 
     def digit(self, clip: Clip) -> int:
         """The digit for which the classifier's scores, averaged over the frames, are highest."""
@@ -213,7 +218,7 @@ class Judges:
         return np.repeat(image[None, ..., None], 3, axis=-1)
 
     def _motion(self, clip: Clip) -> tuple[str | None, float]:
-        """Path, and how fast in a measure of its own."""
+        """The path, and a measure of speed."""
         return measure_heading(clip) if self.config.walls else measure_motion(clip)[:2]
 
     def _speed_boundary(self, clips: dict) -> float:

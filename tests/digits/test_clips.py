@@ -1,5 +1,6 @@
 """Rendered digits: from the index alone, inside the frame, moving as they claim."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -100,6 +101,43 @@ def test_motion_follows_the_path(clips):
         assert (np.sign(np.round(before / 0.8)) == direction).all(), path
         turned = -1 if path.startswith("bounce") else 1
         assert (np.sign(np.round(after / 0.8)) == turned * direction).all(), path
+
+
+def test_between_walls_digits_bounce_and_keep_their_speed():
+    config = DigitsConfig(
+        walls=True, size=(32, 40), frames=40, num_clips=100, size_jitter=0, digit_size=14
+    )
+    clips = DigitsSource(config).batch(range(100))
+    assert not any(path.startswith("bounce") for path in clips["path"])
+    place = centers(clips["frames"])
+    moved = np.diff(place, axis=1)
+    for path, speed, way in zip(clips["path"], clips["speed"], moved, strict=True):
+        direction = np.array(PATHS[path])
+        # Free at first, then there and back along the same line.
+        assert (np.sign(np.round(way[:2].mean(0) / 0.4)) == direction).all(), path
+        turned = np.sign(np.round(way / 0.4)) == -direction
+        assert (turned | (direction == 0)).any(0).all(), path
+        stride = {"slow": 0.08, "fast": 0.16}[speed] * 16.25
+        free = np.abs(way[:2]).max(0)[direction != 0] * np.sqrt(np.abs(direction).sum())
+        np.testing.assert_allclose(free, stride, rtol=0.15)
+    light = clips["frames"].max(-1).sum((2, 3)).astype(float)
+    assert (light.max(1) - light.min(1) <= 0.04 * light.mean(1)).all()  # nothing is cut off
+
+
+def test_a_longer_clip_between_walls_begins_like_a_shorter_one():
+    config = DigitsConfig(walls=True, num_clips=5)
+    longer = dataclasses.replace(config, frames=9)
+    short, long = (DigitsSource(some).batch(range(5)) for some in (config, longer))
+    np.testing.assert_array_equal(long["frames"][:, :4], short["frames"])
+    assert long["caption"] == short["caption"]
+    pictures = DigitsSource(config).images().batch(range(5))
+    np.testing.assert_array_equal(pictures["frames"], short["frames"][:, :1])
+
+
+def test_between_walls_no_combination_is_a_bounce():
+    seen, unseen = (combinations(which, walls=True) for which in ("seen", "unseen"))
+    assert (len(seen), len(unseen)) == (576, 64)
+    assert set(unseen) < set(combinations("unseen")) and set(seen) < set(combinations("seen"))
 
 
 def test_only_the_caption_announces_a_turn():

@@ -73,9 +73,11 @@ def test_judges_bear_the_noise_and_blur_of_a_generated_clip(judge, held_out):
     assert min(accuracy["color"], accuracy["path"], accuracy["speed"]) >= 0.97
 
 
-def test_judges_work_at_another_size_and_length():
-    config = DigitsConfig(size=(40, 48), frames=9, digit_size=20)
+@pytest.mark.parametrize("walls", [False, True])
+def test_judges_work_at_another_size_and_length(walls):
+    config = DigitsConfig(size=(40, 48), frames=9, digit_size=20, walls=walls)
     judge = Judges(config)
+    assert judge.motion_frames == (3 if walls else 9)
     clips = judge.real_clips(200)
     accuracy = agreement([judge(clip) for clip in clips["frames"]], clips)
     assert accuracy["digit"] >= 0.95
@@ -119,6 +121,20 @@ def test_a_moving_square_follows_its_path(path):
     diagonal = np.hypot(down, right)
     assert travel == pytest.approx(6 * diagonal, rel=0.05)
     assert explained > 0.98
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if "bounce" not in path])
+def test_a_square_between_walls_has_the_path_that_it_starts_out_along(path):
+    way = np.array(PATHS[path][::-1])
+    clip = np.zeros((6, 24, 24, 3), np.uint8)
+    for frame, step in zip(clip, [0, 2, 4, 2, 0, -2], strict=True):
+        y, x = 10 + step * way
+        frame[y : y + 4, x : x + 4] = 200
+    found, speed = judges.measure_heading(clip)
+    assert found == path
+    assert speed == pytest.approx(2 * np.linalg.norm(way), rel=0.05)
+    assert judges.measure_heading(clip[:1].repeat(6, 0)) == (None, 0.0)
+    assert judges.measure_heading(0 * clip) == (None, 0.0)
 
 
 def test_darkness_and_stillness_are_nothing(judge):

@@ -36,6 +36,7 @@ def test_questions_cover_everything_and_vary_their_wording():
 
 
 def test_an_image_model_is_not_asked_for_motion():
+    assert not any(q.path.startswith("bounce") for q in make_questions(40, seed=0, walls=True))
     for question in make_questions(40, seed=0, moving=False):
         assert question.path is None and question.speed is None
         assert not {"left", "right", "slowly", "quickly"} & set(question.prompt.split())
