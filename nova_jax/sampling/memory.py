@@ -55,7 +55,8 @@ def generation_bytes(
     copied = 2 * narrow * parameters / (depth + other)
 
     # Keys and values of all frames; while a frame is added, a new cache beside the old one.
-    tokens = config.condition_tokens + frames * config.indicator_tokens
+    window = min(frames, sampling.window or frames)
+    tokens = config.condition_tokens + window * config.indicator_tokens
     layer = 2 * rows * tokens * width * itemsize
     cache = depth * layer
     latents = 4 * samples * frames * config.num_tokens * config.token_dim
@@ -67,6 +68,9 @@ def generation_bytes(
 
     new = config.condition_tokens + config.indicator_tokens
     temporal = (3 if narrow else 1) * cache + 2 * layer + blocks(new, tokens) + depth * copied
+    if frames > window:  # all frames in it are looked at anew, each beside a copy of those before
+        copies = window / 3 * layer  # read off layouts
+        temporal = max(temporal, cache + copies + blocks(tokens, tokens) + depth * copied)
     everything = config.indicator_tokens + config.num_tokens
     spatial = blocks(everything, everything) + other * copied
 

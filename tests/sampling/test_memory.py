@@ -42,16 +42,24 @@ def laid_out(config, schedule, sampling, *, samples):
         fps=array(samples),
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    options = {"guidance": sampling.guidance, "frames": config.frames}
+    window = sampling.window or config.frames
+    options = {"guidance": sampling.guidance, "frames": window}
     options["parallelism"] = frames.single_device
     begin, advance, fill = frames._begin_program, frames._advance_program, frames._frame_program
     anchor, cache = begin.eval_shape(graph, params, conditions, None, **options)
     latents = array(samples, *config.latent_size, config.latent_channels)
     static = {"schedule": schedule, "sampling": sampling, "parallelism": frames.single_device}
-    programs = (
+    programs = [
         advance.lower(graph, params, latents, anchor, number, cache, **options),
         fill.lower(graph, params, anchor, *draws[:2], number, **static),
-    )
+    ]
+    if window < config.frames:
+        before = array(samples, window - 1, *config.latent_size, config.latent_channels)
+        options.pop("frames")
+        lowered = frames._look_back_program.lower(
+            graph, params, conditions, None, before, **options
+        )
+        programs.append(lowered)
     found = [program.compile().memory_analysis() for program in programs]
     size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))  # noqa: E731
     extra = [m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes for m in found]
@@ -59,15 +67,16 @@ def laid_out(config, schedule, sampling, *, samples):
 
 
 @pytest.mark.parametrize(
-    ("config", "schedule", "guidance", "samples"),
+    ("config", "schedule", "guidance", "samples", "window"),
     [
-        (WIDE, FlowMatchingSchedule(), GuidanceConfig(), 32),
-        (dataclasses.replace(WIDE, frames=64), DDPMSchedule(), GuidanceConfig(scale=1.0), 8),
+        (WIDE, FlowMatchingSchedule(), GuidanceConfig(), 32, None),
+        (dataclasses.replace(WIDE, frames=64), DDPMSchedule(), GuidanceConfig(scale=1.0), 8, None),
+        (dataclasses.replace(WIDE, frames=64), FlowMatchingSchedule(), GuidanceConfig(), 8, 32),
     ],
-    ids=["steps of a frame", "keys and values of many frames"],
+    ids=["steps of a frame", "keys and values of many frames", "a window that is looked at anew"],
 )
-def test_the_estimate_is_close_to_what_is_laid_out(config, schedule, guidance, samples):
-    sampling = dataclasses.replace(SAMPLING, guidance=guidance)
+def test_the_estimate_is_close_to_what_is_laid_out(config, schedule, guidance, samples, window):
+    sampling = dataclasses.replace(SAMPLING, guidance=guidance, window=window)
     needed, parameters = laid_out(config, schedule, sampling, samples=samples)
     options = {"samples": samples, "frames": config.frames, "itemsize": 4}
     guess = generation_bytes(config, schedule, sampling, parameters=parameters, **options)
