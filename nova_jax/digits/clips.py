@@ -64,11 +64,10 @@ class DigitsConfig(Checked):
       num_clips: how many different clips; the tables take 92 bytes of memory for each.
       seed: another seed, other clips.
       middle: when paths pass the middle of the canvas, as a share of the clip. 0 starts them there,
-        and is learned fastest; later leaves more room for movement.
+        and is learned fastest; later leaves more room for movement. Without walls.
       place_jitter: 0 leads paths through the middle, 1 uses all the room they leave.
-      walls: whether digits move on and on, from anywhere, and bounce off the edges of the canvas.
-        Paths say how they start out, none is called a bounce; `middle` and `place_jitter` do not
-        count.
+      walls: whether digits move on and on and bounce off the edges of the canvas. They start in the
+        middle (`place_jitter` 0) to anywhere (1); paths say whereto, and none is called a bounce.
       size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
     """
 
@@ -294,8 +293,10 @@ class DigitsSource:
         """Places [B, F, 2] in a room [B, 2] on the way from wall to wall, without an end."""
         stride = np.array([_STRIDE[speed] for speed in speeds]) * length * room.min(-1)
         stride = stride[:, None] * direction
-        free = FREE_STRIDES * np.abs(stride)
-        start = jitter * (room - free) + np.where(stride < 0, free, 0)
+        free = FREE_STRIDES * stride
+        low, high = np.maximum(-free, 0), room - np.maximum(free, 0)
+        share = self.config.place_jitter
+        start = (1 - share) * room / 2 + share * (low + jitter * (high - low))
         time = np.arange(self.config.frames)[:, None]
         return bounced(start[:, None] + time * stride[:, None], room[:, None])
 

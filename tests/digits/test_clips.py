@@ -103,13 +103,17 @@ def test_motion_follows_the_path(clips):
         assert (np.sign(np.round(after / 0.8)) == turned * direction).all(), path
 
 
-def test_between_walls_digits_bounce_and_keep_their_speed():
+@pytest.mark.parametrize("place_jitter", [0.0, 0.5, 1.0])
+def test_between_walls_digits_bounce_and_keep_their_speed(place_jitter):
     config = DigitsConfig(
-        walls=True, size=(32, 40), frames=40, num_clips=100, size_jitter=0, digit_size=14
-    )
+        walls=True, size=(32, 40), frames=40, num_clips=100, size_jitter=0, digit_size=14,
+        place_jitter=place_jitter,
+    )  # fmt: skip
     clips = DigitsSource(config).batch(range(100))
     assert not any(path.startswith("bounce") for path in clips["path"])
     place = centers(clips["frames"])
+    away = np.abs(place[:, 0] - [19.5, 15.5]).max()
+    assert 5 * place_jitter < away < 2 + 12 * place_jitter
     moved = np.diff(place, axis=1)
     for path, speed, way in zip(clips["path"], clips["speed"], moved, strict=True):
         direction = np.array(PATHS[path])

@@ -53,6 +53,35 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
 
 
+def test_windows_of_longer_clips_with_all_that_is_done_to_frames(run, tmp_path):
+    """And a run that is stopped goes on with the same windows, noise and own frames."""
+    run["model"] |= {"frames": 4}
+    run["dataset"] |= {"frames": 7, "walls": True}
+    run["context"] = {"noise": 0.3, "dropout": 0.2, "own": 0.5, "own_steps": 2, "window": 4}
+    run["sampling"] |= {"window": 4}
+    result = loop.train(TrainConfig.from_dict(run), tmp_path / "whole")
+    assert result.finished and result.skipped == {}
+    assert {"frame/0", "frame/3"} < result.validation.keys() and "frame/4" not in result.validation
+    for steps in ({"stop_at": 3}, {}):
+        loop.train(TrainConfig.from_dict(run | steps), tmp_path / "twice")
+    whole, twice = (arrays(tmp_path / name, 6) for name in ("whole", "twice"))
+    for name, value in whole.items():
+        np.testing.assert_array_equal(twice[name], value, err_msg=name)
+    plain = run | {"context": {"window": 4}}
+    loop.train(TrainConfig.from_dict(plain), tmp_path / "plain")
+    kernel = next(name for name in whole if name.startswith("params") and "patch_embed" in name)
+    assert (arrays(tmp_path / "plain", 6)[kernel] != whole[kernel]).any()
+    longer = NovaPipeline.from_pretrained(tmp_path / "whole")(["a red seven"], num_frames=6)
+    assert longer.frames.shape == (1, 6, 12, 12, 3)
+
+
+def test_a_window_must_be_the_models_length(run, tmp_path):
+    run["dataset"] |= {"frames": 7}
+    run["context"] = {"window": 4}
+    with pytest.raises(NovaError, match=r"model.frames is 2, config.context.window gives 4"):
+        loop.train(TrainConfig.from_dict(run), tmp_path)
+
+
 @pytest.mark.slow
 def test_rematerialization_changes_nothing_and_bfloat16_little(run, unbroken, tmp_path):
     losses = {"float32": [r for r in records(unbroken) if r["step"] <= 3]}
