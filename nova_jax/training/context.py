@@ -34,7 +34,7 @@ from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import to_reveal_order, to_row_major
 from nova_jax.sampling.schedules import Schedule
 
-# Frames of a window that its first frame says nothing of: they only start its movement.
+# Frames that start the movement of a window from later on, which its first frame says nothing of.
 LEAD = 2
 
 
@@ -118,10 +118,14 @@ def window_of(
 
 
 def frame_weights(start: Int[Array, ""], window: int) -> Float[Array, " {window}"]:
-    """What each frame of a window counts in the loss: nothing can be known of the lead of a later
-    one, neither where it is nor which way it moves."""
-    frame = jnp.arange(window)
-    return jnp.where((start > 1) & (frame >= 1) & (frame <= LEAD), 0.0, 1.0)
+    """What each frame of a window counts in the loss: on average 1, also over all but the first.
+
+    Those that lead into a window from later on count nothing: neither where they are nor which way
+    they move can be known.
+    """
+    later = jnp.arange(1, window)
+    counts = jnp.where((start > 1) & (later <= LEAD), 0.0, 1.0)
+    return jnp.concatenate([jnp.ones(1), counts / jnp.mean(counts)])
 
 
 def make_context(

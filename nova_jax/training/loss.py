@@ -133,8 +133,7 @@ def training_loss(
     weighted = weighted / (repeat * batch * frames * jnp.sum(weight) + 1e-5)
     weighted = rearrange(weighted, "r (b t) n -> r b t n", t=frames)
     if draws.start is not None:
-        counts = frame_weights(draws.start, frames)
-        weighted *= (counts * (frames - 1) / jnp.sum(counts[1:])).at[0].set(1.0)[:, None]
+        weighted *= frame_weights(draws.start, frames)[None, None, :, None]
     if frames == 1:
         first, rest = jnp.sum(weighted), jnp.zeros(())
     else:
