@@ -244,7 +244,10 @@ def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
 
 
 def claim_workdir(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any], free: tuple[str, ...] = ()
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    free: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes `workdir` the place of a run, or finds that it already is; writes config.json.
 
@@ -252,6 +255,7 @@ def claim_workdir(
         workdir: created if it is missing.
         config: the resolved config, plain values.
         free: dotted keys, or sections of them, that may differ when a run is taken up again.
+        defaults: by dotted key, what a run was made with that does not have the key yet.
 
     Raises:
         NovaError: if it holds a run of another config; nothing is changed then.
@@ -262,7 +266,8 @@ def claim_workdir(
         raise NovaError(f"{workdir} is a model directory, not a run's; choose another --workdir")
     if (workdir / CONFIG).exists():
         old, new = (flatten_dict(c, sep=".") for c in (read_config(workdir), config))
-        missing = object()
+        defaults, missing = defaults or {}, object()
+        old = {key: defaults[key] for key in new if key in defaults} | old
         different = [
             f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
             for key in sorted(old.keys() | new.keys())

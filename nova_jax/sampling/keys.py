@@ -66,6 +66,15 @@ def training_key(seed: int, step: int | Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(seed_key(seed), step)
 
 
+def context_and_window_keys(
+    training: Key[Array, ""],
+) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Of what the temporal encoder sees in a training step, and of the window that it sees."""
+    # A key folded with i is the i-th that it is split into; the loss takes four, from 0 to 3.
+    context, window = jax.random.split(jax.random.fold_in(training, 4))
+    return context, window
+
+
 def validation_key(batch: int | Int[Array, ""]) -> Key[Array, ""]:
     """Of a batch of validation, by its number."""
     return jax.random.fold_in(seed_key(_VALIDATION_SEED), batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from nova_jax.config import (
@@ -189,6 +189,10 @@ class TrainConfig(Checked):
         """Plain values, ready for JSON, that `from_dict` reads back."""
         return to_plain(self)
 
+    def defaults(self) -> dict[str, Any]:
+        """By dotted key, the default of every field that has one, of the classes in use."""
+        return dict(_defaults(self))
+
     def changeable(self) -> tuple[str, ...]:
         """Names of what may differ when a run is taken up again: all that changes parameters by
         rounding alone, or not at all."""
@@ -209,3 +213,12 @@ class TrainConfig(Checked):
             "motion_flow",
         }
         return tuple(free if self.optimizer.schedule == "cosine" else free | {"steps"})
+
+
+def _defaults(config: Any, section: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _defaults(value, f"{section}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            yield f"{section}{field.name}", to_plain(field.default)

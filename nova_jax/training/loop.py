@@ -116,7 +116,8 @@ def train(config: TrainConfig, workdir: str | os.PathLike[str]) -> Result:
         multihost.on_first(lambda: held.enter_context(hold(workdir / "lock")))
         if not has_checkpoint(workdir):
             initial()
-        multihost.on_first(lambda: claim_workdir(workdir, config.to_dict(), config.changeable()))
+        known = (config.to_dict(), config.changeable(), config.defaults())
+        multihost.on_first(lambda: claim_workdir(workdir, *known))
         return _train(config, workdir, parts, mesh, programs, initial)
 
 

@@ -16,7 +16,7 @@ from nova_jax.models import layout
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions, Context, Nova
 from nova_jax.models.observe import Places, hand_on, observed
-from nova_jax.sampling.keys import training_key
+from nova_jax.sampling.keys import context_and_window_keys, training_key
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.context import (
     ContextConfig,
@@ -225,11 +225,11 @@ def batch_draws(
     draws = TrainingDraws.sample(
         config, schedule, key, batch=size, frames=frames, loss_repeat=loss_repeat
     )
-    context_key, start_key = jax.random.split(jax.random.fold_in(key, 1))
+    context_key, window_key = context_and_window_keys(key)
     if frames > 1 and context.changes_frames:
         shape = (size, frames, height, width, channels)
         sampled = ContextDraws.sample(context, context_key, shape)
         draws = dataclasses.replace(draws, context=sampled)
     if frames < length:
-        draws = dataclasses.replace(draws, start=draw_start(start_key, length, frames))
+        draws = dataclasses.replace(draws, start=draw_start(window_key, length, frames))
     return draws

@@ -54,20 +54,16 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
 
 
 def test_windows_of_longer_clips_with_all_that_is_done_to_frames(run, tmp_path):
-    """And a run that is stopped goes on with the same windows, noise and own frames."""
+    run |= {"steps": 3, "samples": {"prompts": ()}}
+    run["data"] |= {"video_fraction": 1.0}
     run["model"] |= {"frames": 4}
     run["dataset"] |= {"frames": 7, "walls": True}
     run["context"] = {"noise": 0.3, "dropout": 0.2, "own": 0.5, "own_steps": 2, "window": 4}
     run["sampling"] |= {"window": 4}
-    result = loop.train(TrainConfig.from_dict(run), tmp_path / "whole")
+    result = loop.train(TrainConfig.from_dict(run), tmp_path)
     assert result.finished and result.skipped == {}
     assert {"frame/0", "frame/3"} < result.validation.keys() and "frame/4" not in result.validation
-    for steps in ({"stop_at": 3}, {}):
-        loop.train(TrainConfig.from_dict(run | steps), tmp_path / "twice")
-    whole, twice = (arrays(tmp_path / name, 6) for name in ("whole", "twice"))
-    for name, value in whole.items():
-        np.testing.assert_array_equal(twice[name], value, err_msg=name)
-    longer = NovaPipeline.from_pretrained(tmp_path / "whole")(["a red seven"], num_frames=6)
+    longer = NovaPipeline.from_pretrained(tmp_path)(["a red seven"], num_frames=6)
     assert longer.frames.shape == (1, 6, 12, 12, 3)
 
 
