@@ -95,6 +95,10 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
     config.ema = dict(decay=0.97, every=100)
     config.loss_repeat = 4
     config.first_frame_loss = 0.0 if run == "i2v" else 1.0
+    # Off, as published: what the temporal encoder sees of the frames before (docs/drift.md).
+    config.context = dict(
+        noise=0.0, dropout=0.0, own=0.0, own_steps=4, window=config_dict.placeholder(int)
+    )
     config.dtype = "bfloat16"
     config.remat = "full"
     config.mesh = dict(data=config_dict.placeholder(int), fsdp=fsdp, context=1, tensor=1)

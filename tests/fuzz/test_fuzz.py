@@ -14,7 +14,7 @@ from fuzz.forks import Forks
 from fuzz.values import make_inputs
 from fuzz.verdict import FINE, verdict
 
-FEW = {"commands": range(12), "calls": range(10)}
+FEW = {"commands": range(10), "calls": range(8)}
 MANY = {kind: range(few.stop, 500) for kind, few in FEW.items()}
 
 

@@ -122,6 +122,9 @@ def test_the_loss_sees_a_context_and_asks_for_the_clip(model, latents):
     loss_of = nnx.jit(training_loss, static_argnums=1)
     draws = draws_of(4)
     plain, _ = loss_of(model, SCHEDULE, latents, CONDITIONS, draws)
+    whole = dataclasses.replace(draws, start=jnp.asarray(1))  # a window from the clip's beginning
+    windowed = loss_of(model, SCHEDULE, latents, CONDITIONS, whole)[0]
+    np.testing.assert_allclose(windowed, plain, rtol=1e-6)
     same = Context(latents, jnp.ones(SHAPE[:2], bool))
     np.testing.assert_allclose(loss_of(model, SCHEDULE, latents, CONDITIONS, draws, same)[0], plain)
     other = dataclasses.replace(same, latents=latents.at[:, 0].multiply(-1))

@@ -53,6 +53,7 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
 
 
+@pytest.mark.slow
 def test_windows_of_longer_clips_with_all_that_is_done_to_frames(run, tmp_path):
     run |= {"steps": 3, "samples": {"prompts": ()}}
     run["data"] |= {"video_fraction": 1.0}
