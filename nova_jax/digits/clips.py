@@ -254,26 +254,22 @@ class DigitsSource:
 
         direction = np.array([PATHS[path][::-1] for path in paths], float)
         direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-        move = self._between_walls if config.walls else self._along_paths
-        place = move(
-            room, direction, paths, speeds, 0.95 + 0.1 * length, np.stack([down, right], 1)
-        )
+        shares = _STRIDE if config.walls else _PATH_LENGTH
+        reach = np.array([shares[speed] for speed in speeds]) * (0.95 + 0.1 * length)
+        reach, jitter = reach * room.min(-1), np.stack([down, right], -1)
+        if config.walls:
+            place = self._between_walls(room, reach[:, None] * direction, jitter)
+        else:
+            # From the middle to the end it must not go further than to the edge.
+            travel = (reach / 2 / (1 - config.middle))[:, None] * direction
+            place = self._along_paths(room, travel, jitter, paths)
         return cell, (cell / 2)[:, None, None] + place, 1 - config.brightness_jitter * light
 
     def _along_paths(
-        self,
-        room: np.ndarray,
-        direction: np.ndarray,
-        paths: list[str],
-        speeds: list[str],
-        length: np.ndarray,
-        jitter: np.ndarray,
+        self, room: np.ndarray, travel: np.ndarray, jitter: np.ndarray, paths: list[str]
     ) -> np.ndarray:
         """Places [B, F, 2] in a room [B, 2] on the way past its middle, once in a clip."""
         config = self.config
-        share = np.array([_PATH_LENGTH[speed] for speed in speeds]) * length
-        # From the middle to the end it must not go further than to the edge.
-        travel = (share * room.min(-1) / 2 / (1 - config.middle))[:, None] * direction
         left_over = room - 2 * (1 - config.middle) * np.abs(travel)
         middle = room / 2 + config.place_jitter * left_over * (jitter - 0.5)
         along = np.stack([self._progress[path] for path in paths]) - config.middle
@@ -282,17 +278,9 @@ class DigitsSource:
         return middle[:, None] + along[..., None] * travel[:, None]
 
     def _between_walls(
-        self,
-        room: np.ndarray,
-        direction: np.ndarray,
-        paths: list[str],
-        speeds: list[str],
-        length: np.ndarray,
-        jitter: np.ndarray,
+        self, room: np.ndarray, stride: np.ndarray, jitter: np.ndarray
     ) -> np.ndarray:
         """Places [B, F, 2] in a room [B, 2] on the way from wall to wall, without an end."""
-        stride = np.array([_STRIDE[speed] for speed in speeds]) * length * room.min(-1)
-        stride = stride[:, None] * direction
         free = FREE_STRIDES * stride
         low, high = np.maximum(-free, 0), room - np.maximum(free, 0)
         share = self.config.place_jitter

@@ -352,13 +352,22 @@ def generate(
     return jnp.stack(video, axis=1)
 
 
+def with_noise(
+    latents: Float[Array, "*b h w c"],
+    level: float | Float[Array, "*b 1 1 1"],
+    noise: Float[Array, "*b h w c"],
+) -> Float[Array, "*b h w c"]:
+    """(1 − level)·latents + level·noise: how frames are noised that others are made from."""
+    return (1 - level) * latents + level * noise
+
+
 @functools.partial(jax.jit, static_argnames="level")
 def _noised(
     latents: Float[Array, "b h w c"], keys: Key[Array, " b"], frame: Int[Array, ""], level: float
 ) -> Float[Array, "b h w c"]:
-    """(1 − level)·latents + level·noise, of each sample's own key."""
+    """A frame as later ones see it, with noise of each sample's own key."""
     normal = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))
-    return (1 - level) * latents + level * normal(context_keys(keys, frame))
+    return with_noise(latents, level, normal(context_keys(keys, frame)))
 
 
 def generate_in_one(

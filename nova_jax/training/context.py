@@ -19,6 +19,7 @@ Dimensions: B videos, T frames, F = B·T, N tokens of a frame, h×w latent size,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -30,6 +31,7 @@ from nova_jax.config import Checked, Count, Fraction, Range
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Context, Nova
 from nova_jax.sampling.denoise import KeyedNoise, denoise_set
+from nova_jax.sampling.frames import with_noise
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import to_reveal_order, to_row_major
 from nova_jax.sampling.schedules import Schedule
@@ -131,38 +133,28 @@ def frame_weights(start: Int[Array, ""], window: int) -> Float[Array, " {window}
 def make_context(
     config: ContextConfig,
     draws: ContextDraws,
-    model: Nova,
-    schedule: Schedule,
     latents: Float[Array, "b t h w c"],
-    conditions: Conditions,
-    order: Int[Array, "f n"],
-    num_visible: Int[Array, ""],
+    own: Callable[[], Float[Array, "b t h w c"]],
 ) -> Context:
-    """What the temporal encoder sees; see `nova_jax.training.loss.training_loss`."""
+    """What the temporal encoder sees of videos; `own` makes the model's own frames, see below."""
     frames = latents
     if config.own:
-        frames = jax.lax.cond(
-            draws.own,
-            lambda: own_frames(
-                config, draws, model, schedule, latents, conditions, order, num_visible
-            ),
-            lambda: latents,
-        )
+        frames = jax.lax.cond(draws.own, own, lambda: latents)
     if config.noise:
-        level = draws.level[..., None, None, None]
-        frames = (1 - level) * frames + level * draws.noise
+        frames = with_noise(frames, draws.level[..., None, None, None], draws.noise)
     return Context(frames, draws.known)
 
 
 def own_frames(
-    config: ContextConfig,
-    draws: ContextDraws,
     model: Nova,
     schedule: Schedule,
     latents: Float[Array, "b t h w c"],
     conditions: Conditions,
     order: Int[Array, "f n"],
     num_visible: Int[Array, ""],
+    *,
+    keys: Key[Array, " f"],
+    steps: int,
 ) -> Float[Array, "b t h w c"]:
     """Each frame as the model draws it from the clip's frames before, all masked tokens at once."""
     features = model(latents, conditions, order, num_visible)
@@ -170,12 +162,12 @@ def own_frames(
     new = denoise_set(
         model.diffusion_head,
         features,
-        KeyedNoise(draws.own_keys, tokens, size.token_dim),
+        KeyedNoise(keys, tokens, size.token_dim),
         frame=0,
         step=0,
         start=0,
         count=tokens,
-        steps=schedule.sampling_steps(config.own_steps, None),
+        steps=schedule.sampling_steps(steps, None),
         guidance=GuidanceConfig(scale=1.0),
         scale=1.0,
         implementation="xla",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from nova_jax.training.context import (
     ContextDraws,
     draw_start,
     make_context,
+    own_frames,
     window_of,
 )
 from nova_jax.training.loss import LossParts, TrainingDraws, training_loss
@@ -135,17 +137,11 @@ class Trainer:
             return None
         model = self.blueprint.model(state.params, state.frozen)
         model, latents, conditions = _inputs(model, batch, draws)
+        seen = (draws.order, draws.num_visible)
+        own = functools.partial(own_frames, model, self.schedule, latents, conditions, *seen)
+        own = functools.partial(own, keys=draws.context.own_keys, steps=self.context.own_steps)
         with layout.use(self.mesh):
-            return make_context(
-                self.context,
-                draws.context,
-                model,
-                self.schedule,
-                latents,
-                conditions,
-                draws.order,
-                draws.num_visible,
-            )
+            return make_context(self.context, draws.context, latents, own)
 
 
 def make_train_step(trainer: Trainer, state: TrainState) -> TrainStep:

@@ -23,6 +23,7 @@ from nova_jax.training.context import (
     draw_start,
     frame_weights,
     make_context,
+    own_frames,
     window_of,
 )
 from nova_jax.training.loss import TrainingDraws, training_loss
@@ -57,10 +58,13 @@ def draws_of(num_visible):
 def context_of(model, latents, num_visible=4, **config):
     config = ContextConfig(**config)
     draws = ContextDraws.sample(config, jax.random.key(7), SHAPE)
-    order = draws_of(num_visible).order
-    return make_context(
-        config, draws, model, SCHEDULE, latents, CONDITIONS, order, jnp.asarray(num_visible)
-    )
+    order, visible = draws_of(num_visible).order, jnp.asarray(num_visible)
+
+    def own():
+        options = {"keys": draws.own_keys, "steps": config.own_steps}
+        return own_frames(model, SCHEDULE, latents, CONDITIONS, order, visible, **options)
+
+    return make_context(config, draws, latents, own)
 
 
 def test_noise_has_a_level_of_its_own_in_every_frame(model, latents):
