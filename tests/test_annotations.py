@@ -12,7 +12,7 @@ from nova_jax.kernels.attention import attention
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import sinusoid
 from nova_jax.models.nova import Conditions
-from nova_jax.sampling.frames import unconditional
+from nova_jax.sampling.state import unconditional
 
 
 def test_arguments_of_different_lengths():

@@ -37,8 +37,8 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import DEFAULT_FLOW, DEFAULT_FPS
 from nova_jax.models.nova import Nova
-from nova_jax.sampling.frames import SamplingConfig
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 

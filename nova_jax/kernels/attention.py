@@ -28,6 +28,9 @@ from nova_jax.kernels.device import compute_capability, platform
 Seen = Bool[Array, "#b #s t"] | Int[Array, ""] | tuple[int, ...] | None
 # Most scores that are there at once on a CPU, unless one head has more: 64 MB.
 _SCORES = 2**24
+# Blocks from which on a CPU computes all scores, of which half is hidden: pieces would each hold
+# copies of their keys.
+_PIECES = 16
 # Scores of a sequence and head from which on a TPU computes them tile by tile; the unit of a tile's
 # side, which a TPU's lanes set, and the most that it may be.
 _TILED, _LANES, _TILE = 512 * 512, 128, 512
@@ -60,6 +63,9 @@ def attention(
     many = query.shape[1] * key.shape[1] >= _TILED
     if flash and many and not causal and query.dtype == jnp.bfloat16 and platform() == "tpu":
         return splash(query, key, value, length=length, blocks=blocks)
+    if blocks is not None and len(blocks) > _PIECES and platform() == "cpu":
+        mask = jnp.asarray(block_causal_mask(np.repeat(np.arange(len(blocks)), blocks)))[None]
+        blocks = None
     if blocks is not None:
         # Nothing of what is not seen is computed, and no piece needs a mask.
         pieces = [

@@ -1,10 +1,9 @@
-"""The transformer block of both encoders, and the key-value cache.
+"""The transformer block of both encoders.
 
 Dimensions: B samples, S tokens, Q of them that are asked for, T keys, K heads, H head channels, R
 rotary angles of a head, D width.
 """
 
-import dataclasses
 from functools import partial
 from typing import Any
 
@@ -24,30 +23,6 @@ from nova_jax.models.layout import AxisNames, split
 # Branches are normalised after, so that each starts with this share of its weight: at 1, a few
 # untrained blocks drown the tokens' positions and conditions. Swin V2 (arXiv 2111.09883) uses 0.
 BRANCH_SCALE = 0.2
-
-# Keys and values of one layer.
-Buffers = tuple[Float[Array, "b t k h"], Float[Array, "b t k h"]]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of the tokens seen so far, in buffers of fixed size.
-
-    Attributes:
-        key, value: [depth, B, T, K, H], zero beyond `length`.
-        length: how many of the T tokens are filled.
-    """
-
-    key: Float[Array, "depth b t k h"]
-    value: Float[Array, "depth b t k h"]
-    length: Int[Array, ""]
-
-    @classmethod
-    def empty(cls, size: StageSize, batch: int, tokens: int, dtype: DTypeLike) -> "KVCache":
-        """A cache with room for `tokens` tokens."""
-        shape = (size.depth, batch, tokens, size.heads, size.head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 def rows(
@@ -75,36 +50,25 @@ class Attention(nnx.Module):
         x: Float[Array, "b s d"],
         rotary: Float[Array, "#b s r"] | None,
         seen: Seen,
-        cache: tuple[*Buffers, Int[Array, ""]] | None = None,
         only: tuple[Int[Array, ""], int] | None = None,
-    ) -> tuple[Float[Array, "b q d"], Buffers | None]:
-        """Attends over x, or over the cached tokens and x.
+    ) -> Float[Array, "b q d"]:
+        """Attends over x.
 
         Args:
-            x: the queries' tokens.
+            x: the tokens.
             rotary: rotary angles of x's tokens, None for none.
             seen: which keys queries see, as `nova_jax.kernels.attention` takes it.
-            cache: this layer's key and value buffers [B, T, K, H] and where x belongs in them.
             only: the first and the number of those tokens whose output is asked for; by default
                 all. What reaches past the last token is padding.
-
-        Returns:
-            The branch's output and, with a cache, the new buffers.
         """
         qkv = rearrange(self.qkv(x), "b s (n k h) -> n b s k h", n=3, k=self.heads)
         query, key, value = qkv[0], qkv[1], qkv[2]
         if rotary is not None:
             query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
-        buffers = None
-        if cache is not None:
-            start = cache[2]
-            key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
-            value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
-            buffers = (key, value)
         if only is not None:
             query = rows(query, *only)
         y = self._attend(query, key, value, seen)
-        return self.out(rearrange(y, "b s k h -> b s (k h)")), buffers
+        return self.out(rearrange(y, "b s k h -> b s (k h)"))
 
     def _attend(
         self,
@@ -138,19 +102,12 @@ class Block(nnx.Module):
         x: Float[Array, "b s d"],
         rotary: Float[Array, "#b s r"] | None = None,
         seen: Seen = None,
-        start: Int[Array, ""] | None = None,
-        buffers: Buffers | None = None,
         only: tuple[Int[Array, ""], int] | None = None,
-    ) -> Float[Array, "b q d"] | tuple[Float[Array, "b q d"], Buffers | None]:
-        """Returns x, or (x, new buffers) where key and value `buffers` are given.
-
-        With `only`, see `Attention`, just those tokens of x.
-        """
-        cache = None if buffers is None or start is None else (*buffers, start)
-        branch, new_buffers = self.attention(x, rotary, seen, cache, only)
-        x = (x if only is None else rows(x, *only)) + self.norm1(branch)
-        x = x + self.norm2(self.mlp(x))
-        return x if buffers is None else (x, new_buffers)
+    ) -> Float[Array, "b q d"]:
+        """Maps all tokens; with `only`, see `Attention`, gives just those."""
+        x, branch = x if only is None else rows(x, *only), self.attention(x, rotary, seen, only)
+        x = x + self.norm1(branch)
+        return x + self.norm2(self.mlp(x))
 
 
 def transformer(

@@ -101,7 +101,7 @@ class DiffusionHead(nnx.Module):
         condition = constrain(jax.nn.silu(condition), *_COPIES)
         h = self.patch_embed(x)
         observe("diffusion_head.patch_embed", h)
-        h, _ = self.blocks(h, condition)
+        h = self.blocks(h, condition)
         scale, shift = jnp.split(self.final_modulation(condition), 2, axis=-1)
         h = self.final_norm(h) * (1 + scale) + shift
         observe("diffusion_head.norm", h)

@@ -41,13 +41,15 @@ def head_token(config: NovaConfig, steps: int) -> float:
     return steps * a_step + 2 * width * (config.width + width)
 
 
-def temporal_frame(config: NovaConfig, frame: int, condition_tokens: int) -> float:
-    """The temporal encoder for one frame, of one sample and guidance pass, with a cache."""
+def temporal_encoder(config: NovaConfig, slots: int, condition_tokens: int) -> float:
+    """The temporal encoder over so many slots, of one sample and guidance pass.
+
+    Slots see no later one; conditions are one block with the first.
+    """
     size, tokens = config.temporal_encoder_size, config.indicator_tokens
-    new = tokens + (condition_tokens if frame == 0 else 0)
-    seen = condition_tokens + (frame + 1) * tokens
-    width = size.width
-    return size.depth * (24 * width**2 * new + 4 * width * new * seen)
+    blocks = [condition_tokens + tokens, *[tokens] * (slots - 1)]
+    pairs = sum(n * seen for n, seen in zip(blocks, itertools.accumulate(blocks), strict=True))
+    return size.depth * (24 * size.width**2 * sum(blocks) + 4 * size.width * pairs)
 
 
 def ar_step(config: NovaConfig, steps: int, visible: int, predicted: int) -> float:
@@ -61,6 +63,7 @@ def of_generation(
     batch: int,
     passes: int,
     frames: int,
+    slots: int,
     sets: Sequence[int],
     diffusion_steps: int,
     condition_tokens: int,
@@ -71,6 +74,7 @@ def of_generation(
         config: the model's.
         batch, passes: B samples, G guidance passes.
         frames: T.
+        slots: of the temporal encoder, which sees all of them for each frame.
         sets: tokens that each of the K AR steps reveals, `nova_jax.sampling.order.set_sizes`.
         diffusion_steps: S.
         condition_tokens: L, motion's included.
@@ -79,8 +83,7 @@ def of_generation(
     spatial = sum(spatial_step(config, v, n) for v, n in zip(visible, sets, strict=False))
     rows = batch * passes
     return {
-        "temporal encoder": rows
-        * sum(temporal_frame(config, t, condition_tokens) for t in range(frames)),
+        "temporal encoder": rows * frames * temporal_encoder(config, slots, condition_tokens),
         "spatial decoder": rows * frames * spatial,
         "diffusion head": rows * frames * config.num_tokens * head_token(config, diffusion_steps),
     }

@@ -170,39 +170,31 @@ class BlockStack(nnx.Module):
         stacked = nnx.split_rngs(splits=depth)(nnx.vmap(make_block, in_axes=(0,), out_axes=0))
         self.block = stacked(rngs)
 
-    def __call__(self, x: Any, *shared: Any, per_block: Any = None) -> tuple[Any, Any]:
+    def __call__(self, x: Any, *shared: Any) -> Any:
         """Applies block after block.
 
         Args:
             x: the carried value, the first argument of each block.
             *shared: further arguments, the same for every block.
-            per_block: a pytree with a leading depth axis; a block gets its slice as the last
-                argument and then returns (x, new slice). None: blocks return x alone.
-
-        Returns:
-            The last block's x and the stacked new slices (None without `per_block`).
         """
         graph, state = nnx.split(self.block)
 
-        def apply(x: Any, block_state: Any, extra: Any) -> tuple[Any, Any]:
-            block = nnx.merge(graph, block_state)
-            x, new = (block(x, *shared), None) if extra is None else block(x, *shared, extra)
+        def apply(x: Any, block: Any) -> Any:
+            x = nnx.merge(graph, block)(x, *shared)
             observe(self.name, x)
             # Arrays without those axes, as of the diffusion head in sampling, lie as they come.
-            return constrain(x, *self.axes) if jnp.ndim(x) == len(self.axes) else x, new
+            return constrain(x, *self.axes) if jnp.ndim(x) == len(self.axes) else x
 
-        def body(x: Any, slices: Any) -> tuple[Any, Any]:
-            (x, new), places = observed(apply)(x, *slices)
-            return x, (new, places)
+        body = observed(apply)
 
         if self.remat != "none":
             dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
             policy = dots if self.remat == "dots" else None
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         unroll = min(self.unroll, self.depth)
-        x, (new, places) = jax.lax.scan(body, x, (state, per_block), unroll=unroll)
+        x, places = jax.lax.scan(body, x, state, unroll=unroll)
         hand_on(places, self.depth)
-        return x, new
+        return x
 
     def all_but_last(self, x: Any, *shared: Any) -> tuple[Any, Any]:
         """Applies all blocks but the last; returns x and the last block (no gradient is meant)."""

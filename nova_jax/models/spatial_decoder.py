@@ -98,16 +98,16 @@ class SpatialDecoder(nnx.Module):
         if v > 0:
             seen = jnp.concatenate([indicators, self.embed_visible(visible, order)], axis=1)
             rotary_seen = None if rotary is None else rotary[:, : m + v]
-            seen, _ = self.encoder_blocks(seen, rotary_seen, jnp.asarray(m + num_visible))
+            seen = self.encoder_blocks(seen, rotary_seen, jnp.asarray(m + num_visible))
             indicators = seen[:, :m]
             is_visible = (jnp.arange(v) < num_visible)[None, :, None]
             x = jnp.concatenate([jnp.where(is_visible, seen[:, m:], x[:, :v]), x[:, v:]], axis=1)
         else:
             rotary_seen = None if rotary is None else rotary[:, :m]
-            indicators, _ = self.encoder_blocks(indicators, rotary_seen, None)
+            indicators = self.encoder_blocks(indicators, rotary_seen, None)
         x = jnp.concatenate([indicators, x], axis=1)
         if only is None:
-            x, _ = self.decoder_blocks(x, rotary, None)
+            x = self.decoder_blocks(x, rotary, None)
             return self.norm(x[:, m:])
         x, last = self.decoder_blocks.all_but_last(x, rotary, None)
         first, count = only

@@ -14,10 +14,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from nova_jax.kernels.attention import Seen, block_causal_mask
-from nova_jax.models.attention import KVCache, transformer
+from nova_jax.models.attention import transformer
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import TimeEmbed, grid_positions, rotary_angles, space_embedding
 from nova_jax.models.layers import LayerNorm, Remat, linear, patchify
@@ -98,24 +98,22 @@ class TemporalEncoder(nnx.Module):
         shape = (batch, 1, self.config.indicator_tokens, self.config.width)
         return jnp.broadcast_to(self.bos_token[None, None, None].astype(self.dtype), shape)
 
-    def add_positions(
-        self, slots: Float[Array, "b t m d"], frames: int, first: int | Int[Array, ""] = 0
-    ) -> Float[Array, "b t m d"]:
-        """Adds time and space embeddings to the slots first.. of a video of `frames` frames."""
+    def add_positions(self, slots: Float[Array, "b t m d"]) -> Float[Array, "b t m d"]:
+        """Adds time and space embeddings to all slots of a video."""
         if self.time_embed is None:
             return slots
-        time = jax.lax.dynamic_slice_in_dim(self.time_embed(frames), first, slots.shape[1])
+        time = self.time_embed(slots.shape[1])
         space = jnp.asarray(space_embedding(self.config.temporal_grid, self.config.width))
         return slots + time[None, :, None].astype(self.dtype) + space[None, None].astype(self.dtype)
 
     def rotary(
-        self, slots: int, condition_tokens: int, first: int | Int[Array, ""] = 0, padding: int = 0
+        self, slots: int, condition_tokens: int, padding: int = 0
     ) -> Float[Array, "1 s r"] | None:
-        """Rotary angles of condition tokens, at the origin, then of slots first.. of a video."""
+        """Rotary angles of condition tokens, at the origin, then of all slots of a video."""
         if not self.config.rotary:
             return None
         positions = jnp.asarray(grid_positions(self.config.temporal_grid))[None]
-        times = (first + jnp.arange(slots))[:, None, None] * jnp.asarray([[[1, 0, 0]]])
+        times = jnp.arange(slots)[:, None, None] * jnp.asarray([[[1, 0, 0]]])
         positions = rearrange(positions + times, "t m p -> (t m) p")
         positions = jnp.pad(positions, ((condition_tokens, padding), (0, 0)))
         return rotary_angles(positions[None], self.config.temporal_encoder_size.head_dim)
@@ -149,7 +147,7 @@ class TemporalEncoder(nnx.Module):
         slots = bare = self.begin_of_video(batch)
         if frames > 1:
             slots = jnp.concatenate([slots, self.embed_frames(latents[:, :-1])], axis=1)
-        slots = self.add_positions(slots, frames)
+        slots = self.add_positions(slots)
         if known is not None:
             slots = jnp.where(known[..., None, None], slots, bare)
         return jnp.concatenate([condition, rearrange(slots, "b t m d -> b (t m) d")], axis=1)
@@ -169,7 +167,7 @@ class TemporalEncoder(nnx.Module):
         condition: Float[Array, "b l d"],
         known: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t m d"]:
-        """Indicator features of all frames of a video at once (training), see `sequence`."""
+        """Indicator features of all frames of a video at once, see `sequence`."""
         frames, length = latents.shape[1], condition.shape[1]
         x = self.sequence(latents, condition, known)
         tokens = x.shape[1]
@@ -180,39 +178,7 @@ class TemporalEncoder(nnx.Module):
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             seen = self.mask(frames, length, padding)
         x = constrain(x, "batch", "sequence", None)
-        x, _ = self.blocks(x, self.rotary(frames, length, padding=padding), seen)
+        x = self.blocks(x, self.rotary(frames, length, padding=padding), seen)
         features = self.norm(x[:, length:tokens])
         observe("temporal_encoder.norm", features)
         return self.mix(rearrange(features, "b (t m) d -> b t m d", t=frames))
-
-    def empty_cache(self, batch: int, frames: int, condition_tokens: int) -> KVCache:
-        """A cache for a video of `frames` frames."""
-        tokens = condition_tokens + frames * self.config.indicator_tokens
-        return KVCache.empty(self.config.temporal_encoder_size, batch, tokens, self.dtype)
-
-    def decode(
-        self,
-        slot: Float[Array, "b m d"],
-        condition: Float[Array, "b l d"] | None,
-        frame: Int[Array, ""],
-        cache: KVCache,
-    ) -> tuple[Float[Array, "b m d"], KVCache]:
-        """Features of one frame, before the mixer, and the cache with the frame in it (generation).
-
-        Args:
-            slot: the frame before, embedded, with positions.
-            condition: condition tokens, for frame 0 only.
-            frame: index of the frame.
-            cache: keys and values of everything before.
-        """
-        length = 0 if condition is None else condition.shape[1]
-        x = slot if condition is None else jnp.concatenate([condition, slot], axis=1)
-        new_length = cache.length + x.shape[1]
-        x, (key, value) = self.blocks(
-            x,
-            self.rotary(1, length, frame),
-            new_length,
-            cache.length,
-            per_block=(cache.key, cache.value),
-        )
-        return self.norm(x[:, length:]), KVCache(key, value, new_length)

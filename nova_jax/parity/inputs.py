@@ -16,8 +16,8 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions
 from nova_jax.parity.compare import Arrays
 from nova_jax.sampling.denoise import GivenNoise
-from nova_jax.sampling.frames import SamplingConfig
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.training.loss import TrainingDraws

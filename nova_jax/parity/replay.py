@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,11 +30,13 @@ from nova_jax.models.observe import Places, observed
 from nova_jax.parity import inputs
 from nova_jax.parity.compare import Arrays, Row, compare
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling import frames as sampling
 from nova_jax.sampling.denoise import GivenNoise
+from nova_jax.sampling.frames import describe, generate
 from nova_jax.sampling.keys import seed_key
+from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.sampling.state import begin
 from nova_jax.training.loss import TrainingDraws
 from nova_jax.training.optimizer import (
     OptimizerConfig,
@@ -188,7 +191,7 @@ def run_generation(
     given = recorded[f"{call}.in.image_latent"] if arguments.get("image_latent") else None
     image = None if given is None else inputs.channels_last(given)
     frames = arguments["max_latent_length"]
-    latents = sampling.generate(
+    latents = generate(
         model,
         schedule,
         conditions,
@@ -212,30 +215,24 @@ def first_calls(
     schedule: Schedule,
     conditions: Conditions,
     frames: int,
-    options: sampling.SamplingConfig,
+    options: SamplingConfig,
     image: jax.Array | None,
     noise: GivenNoise,
 ) -> dict[str, jax.Array]:
     """Outputs of the three stages at their first call, guidance passes stacked on the batch."""
     config, guidance, order = model.config, options.guidance, noise.order
-    stacked = sampling.stack_passes(
-        conditions, sampling.unconditional(conditions, config), guidance
-    )
     count = int(set_sizes(config.num_tokens, options.num_inference_steps)[0])
     steps = schedule.sampling_steps(options.num_diffusion_steps, options.flow_shift)
 
     @nnx.jit
     def run(model: Nova) -> dict[str, jax.Array]:
-        passes = guidance.passes
-        encoder_options: dict[str, Any] = {"guidance": guidance, "frames": frames}
-        batch, length = order.shape[0] * passes, model.embed_conditions(stacked).shape[1]
-        cache = model.temporal_encoder.empty_cache(batch, frames, length)
-        indicators, cache = sampling.begin(model, stacked, cache, **encoder_options)
+        passes, batch = guidance.passes, order.shape[0] * guidance.passes
+        keys = jax.vmap(seed_key)(jnp.zeros(len(order), jnp.int32))  # nothing is drawn from them
+        start = functools.partial(begin, config, conditions, None, keys, slots=frames)
+        indicators = describe(model, start(), guidance)
         outputs = {"first.video_encoder": indicators}
         if image is not None:  # frame 0 is given, so the first frame drawn is frame 1
-            indicators, _ = sampling.advance(
-                model, image, indicators, jnp.asarray(1), cache, **encoder_options
-            )
+            indicators = describe(model, start(image[:, None]), guidance)
         orders = jnp.concatenate([order] * passes)
         none_visible = jnp.zeros((batch, 0, config.token_dim))
         features = model.spatial_decoder(none_visible, 0, orders, indicators)

@@ -22,17 +22,19 @@ from nova_jax.sampling.schedules import SamplingSteps
 
 # A number that the host knows, or only the program.
 Index = int | Int[Array, ""]
+# The same, or one for each sample.
+Indices = Index | Int[Array, " b"]
 
 
 @runtime_checkable
 class NoiseSource(Protocol):
     """Where a generation's Gaussian noise comes from; both sources are pytrees."""
 
-    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
+    def initial(self, frame: Indices, step: Index) -> Float[Array, "b N p"]:
         """Noise that AR step `step` of generated frame `frame` starts from, in reveal order."""
         ...
 
-    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
+    def added(self, frame: Indices, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """Noise of the `draw`-th noisy diffusion step of that AR step, in reveal order."""
         ...
 
@@ -51,18 +53,18 @@ class KeyedNoise:
     tokens: int = dataclasses.field(metadata={"static": True})
     token_dim: int = dataclasses.field(metadata={"static": True})
 
-    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
+    def initial(self, frame: Indices, step: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
         return self.added(frame, step, -1)
 
-    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
+    def added(self, frame: Indices, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
 
-        def normal(key: Key[Array, ""]) -> Float[Array, "N p"]:
+        def normal(key: Key[Array, ""], frame: Index) -> Float[Array, "N p"]:
             key = noise_key(key, frame, step, draw)
             return jax.random.normal(key, (self.tokens, self.token_dim))
 
-        return jax.vmap(normal)(self.keys)
+        return jax.vmap(normal, in_axes=(0, 0 if jnp.ndim(frame) else None))(self.keys, frame)
 
 
 @jax.tree_util.register_dataclass
@@ -85,23 +87,28 @@ class GivenNoise:
     draws: int = dataclasses.field(metadata={"static": True})
     patch: int = dataclasses.field(metadata={"static": True})
 
-    def initial(self, frame: Index, step: Index) -> Float[Array, "b N p"]:
+    def initial(self, frame: Indices, step: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
-        image = self.images[frame * self.steps + step]
+        image = _rows(self.images, frame * self.steps + step)
         return to_reveal_order(patchify(image, self.patch), self.order)
 
-    def added(self, frame: Index, step: Index, draw: Index) -> Float[Array, "b N p"]:
+    def added(self, frame: Indices, step: Index, draw: Index) -> Float[Array, "b N p"]:
         """See `NoiseSource`."""
         assert self.step_images is not None, "the schedule adds noise; step_images is missing"
-        image = self.step_images[(frame * self.steps + step) * self.draws + draw]
+        image = _rows(self.step_images, (frame * self.steps + step) * self.draws + draw)
         return to_reveal_order(patchify(image, self.patch), self.order)
+
+
+def _rows(images: Float[Array, "n b h w c"], index: Indices) -> Float[Array, "b h w c"]:
+    """One image a sample, by one number for all or one for each."""
+    return images[index, jnp.arange(images.shape[1])] if jnp.ndim(index) else images[index]
 
 
 def denoise_set(
     head: DiffusionHead,
     features: Float[Array, "gb n d"],
     noise: NoiseSource,
-    frame: Index,
+    frame: Indices,
     step: Index,
     start: Index,
     count: Index,

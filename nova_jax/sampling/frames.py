@@ -1,49 +1,61 @@
 """Generation frame by frame, each frame set by set (paper, sections 3.2 to 3.4).
 
-For each frame: one pass of the temporal encoder over the frame before it, with a key-value
-cache, then K AR steps of the spatial decoder and the diffusion head. Three compiled programs do
-it: the temporal encoder on frame 0 and the conditions, the same on any later frame, and a frame's
-whole set-by-set loop, without a word to the host in between. Or all of it is one program, with
-frames as a loop too: what is exported.
+For each frame: one pass of the temporal encoder over the frames before it, then K AR steps of the
+spatial decoder and the diffusion head, all in one compiled program, the same for every frame
+(`next_frame`). What is looked back at is encoded anew for each frame: beside the spatial decoder
+this costs 1 to 3 % of the released video model's operations, and leaves prompts and windows free
+to change from frame to frame.
 
-Dimensions: B samples, G guidance passes, T frames, N tokens of a frame, M indicator features.
+Dimensions: B samples, G guidance passes, T frames, S slots of the temporal encoder, N tokens of a
+frame, M indicator features, P values of a token.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import choose
 from nova_jax.models import flops
-from nova_jax.models.attention import KVCache
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.sampling.denoise import KeyedNoise, NoiseSource, denoise_set
+from nova_jax.sampling.denoise import NoiseSource, denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
-from nova_jax.sampling.keys import context_keys, noise_keys, order_keys
 from nova_jax.sampling.options import SamplingConfig
-from nova_jax.sampling.order import Bucket, bucket_steps, reveal_order, set_sizes, to_row_major
+from nova_jax.sampling.order import (
+    Bucket,
+    bucket_steps,
+    kept_first,
+    set_sizes,
+    to_reveal_order,
+    to_row_major,
+)
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.sampling.state import VideoState, begin
 
 
-def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
-    """The same conditions without text or class; motion stays."""
-    if config.num_classes is not None:
-        assert conditions.label is not None
-        return dataclasses.replace(
-            conditions, label=jnp.full_like(conditions.label, config.num_classes)
-        )
-    assert conditions.text_length is not None
-    return dataclasses.replace(conditions, text_length=jnp.zeros_like(conditions.text_length))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a frame keeps of another one, in editing.
+
+    Attributes:
+        latents: that frame.
+        tokens: which tokens are kept, row-major; the others are drawn.
+    """
+
+    latents: Float[Array, "b h w c"]
+    tokens: Bool[Array, "b n"]
 
 
 def stack_passes(
@@ -54,137 +66,176 @@ def stack_passes(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=0), *passes)
 
 
-def begin(
-    model: Nova, conditions: Conditions, cache: KVCache, *, guidance: GuidanceConfig, frames: int
-) -> tuple[Float[Array, "gb m d"], KVCache]:
-    """Frame 0's indicator features, from the stacked conditions of all passes."""
-    encoder = model.temporal_encoder
-    condition = model.embed_conditions(conditions)
-    bare = encoder.begin_of_video(condition.shape[0])
-    slot = _without_frame(encoder.add_positions(bare, frames), bare, guidance)
-    return encoder.decode(slot[:, 0], condition, jnp.zeros((), jnp.int32), cache)
-
-
-def advance(
-    model: Nova,
-    latents: Float[Array, "b h w c"],
-    anchor: Float[Array, "gb m d"],
-    frame: Int[Array, ""],
-    cache: KVCache,
-    *,
-    guidance: GuidanceConfig,
-    frames: int,
-) -> tuple[Float[Array, "gb m d"], KVCache]:
-    """Indicator features of frame 1 or later.
-
-    Args:
-        model, guidance, frames: see `generate`.
-        latents: the frame before.
-        anchor: frame 0's indicator features, which the mixer modulates.
-        frame: index of the frame.
-        cache: the temporal encoder's keys and values, guidance passes stacked on the batch axis.
-    """
-    encoder = model.temporal_encoder
-    slot = encoder.add_positions(encoder.embed_frames(latents[:, None]), frames, frame)
-    slot = jnp.concatenate([slot] * guidance.passes, axis=0)
-    slot = _without_frame(slot, encoder.begin_of_video(slot.shape[0]), guidance)
-    features, cache = encoder.decode(slot[:, 0], None, frame, cache)
-    return features if encoder.mixer is None else encoder.mixer(anchor, features), cache
-
-
-def look_back(
-    model: Nova,
-    conditions: Conditions,
-    negative: Conditions | None,
-    before: Float[Array, "b s h w c"],
-    *,
-    guidance: GuidanceConfig,
-) -> Float[Array, "gb m d"]:
-    """Indicator features of the frame after some, which are looked at anew.
-
-    Args:
-        model, guidance, negative: see `generate`.
-        before: the first frame, and those right before the one that is described, as the temporal
-            encoder sees them.
-    """
-    negative = unconditional(conditions, model.config) if negative is None else negative
-    condition = model.embed_conditions(stack_passes(conditions, negative, guidance))
+def describe(model: Nova, state: VideoState, guidance: GuidanceConfig) -> Float[Array, "gb m d"]:
+    """The next frame's indicator features, guidance passes stacked on the batch axis."""
+    conditions = stack_passes(state.conditions, state.negative, guidance)
     # Room for the frame that is described; what is in it is not looked at.
-    latents = jnp.pad(before, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
+    latents = jnp.pad(state.seen, ((0, 0), (0, 1), (0, 0), (0, 0), (0, 0)))
     latents = jnp.concatenate([latents] * guidance.passes)
-    # The second of three passes sees no frames, see `_without_frame`.
-    pass_of_row = np.repeat(np.arange(guidance.passes), len(before))
-    known = jnp.asarray(pass_of_row != 1) | (guidance.passes < 3)
-    known = jnp.broadcast_to(known[:, None], latents.shape[:2])
-    return model.temporal_encoder(latents, condition, known)[:, -1]
+    known = None
+    if guidance.passes == 3:  # the second sees no frames
+        known = jnp.asarray(np.repeat(np.arange(3), len(state)) != 1)
+        known = jnp.broadcast_to(known[:, None], latents.shape[:2])
+    # No slot sees a later one, so that it does not matter what is in those still to come.
+    features = model.temporal_encoder(latents, model.embed_conditions(conditions), known)
+    slot = jnp.tile(jnp.minimum(state.frame, state.slots - 1), guidance.passes)
+    return jnp.take_along_axis(features, slot[:, None, None, None], axis=1)[:, 0]
 
 
-def _without_frame(
-    slot: Float[Array, "gb 1 m d"], bare: Float[Array, "gb 1 m d"], guidance: GuidanceConfig
-) -> Float[Array, "gb 1 m d"]:
-    """Replaces the frame input of the second pass by the bare begin-of-video token."""
-    if guidance.passes < 3:
-        return slot
-    batch = slot.shape[0] // 3
-    return slot.at[batch : 2 * batch].set(bare[batch : 2 * batch])
+@dataclasses.dataclass(frozen=True)
+class FramePlan:
+    """How a frame of a model is filled: its AR steps, by the program that they share.
+
+    R tokens are N and room for a padded set that reaches past them.
+
+    Attributes:
+        config: the model's.
+        schedule, sampling: how samples are drawn.
+    """
+
+    config: NovaConfig
+    schedule: Schedule
+    sampling: SamplingConfig
+
+    @functools.cached_property
+    def steps(self) -> Any:
+        """Diffusion steps of an AR step."""
+        return self.schedule.sampling_steps(
+            self.sampling.num_diffusion_steps, self.sampling.flow_shift
+        )
+
+    @functools.cached_property
+    def buckets(self) -> list[Bucket]:
+        """AR steps in groups."""
+        sizes = set_sizes(self.config.num_tokens, self.sampling.num_inference_steps)
+        cost = functools.partial(flops.ar_step, self.config, len(self.steps.time))
+        return bucket_steps(sizes, cost)
+
+    @property
+    def count(self) -> int:
+        """AR steps."""
+        return sum(len(bucket.counts) for bucket in self.buckets)
+
+    def blank(self, batch: int) -> Float[Array, "b r p"]:
+        """R tokens, none of them set."""
+        room = max(bucket.width for bucket in self.buckets)
+        return jnp.zeros((batch, self.config.num_tokens + room, self.config.token_dim))
+
+    def ar_step(
+        self,
+        model: Nova,
+        indicators: Float[Array, "gb m d"],
+        state: VideoState,
+        order: Int[Array, "b n"],
+        kept: Int[Array, " b"] | None,
+        tokens: Float[Array, "b r p"],
+        row: tuple[Int[Array, ""], ...],
+        bucket: Bucket,
+    ) -> Float[Array, "b r p"]:
+        """Draws one set of tokens, all in reveal order.
+
+        Args:
+            order, kept: reveal order, and how many of its first tokens are kept.
+            row: the step's number, its first token, and how many it draws.
+            bucket: that the step is of.
+        """
+        step, start, count = row
+        guidance, prefix = self.sampling.guidance, bucket.prefix
+        if kept is not None:
+            # What all samples keep they see, also within the set.
+            first = jnp.clip(kept.min(), start, start + count)
+            start, count, prefix = first, start + count - first, bucket.end
+        visible = jnp.concatenate([tokens[:, :prefix]] * guidance.passes, axis=0)
+        orders = jnp.concatenate([order] * guidance.passes, axis=0)
+        features = model.spatial_decoder(
+            visible, start, orders, indicators, only=(start, bucket.width)
+        )
+        new = denoise_set(
+            model.diffusion_head,
+            features,
+            state.noise,
+            state.drawn,
+            step,
+            start,
+            count,
+            self.steps,
+            guidance,
+            guidance.scale_at(step, self.count),
+            self.sampling.sampler,
+        )
+        drawn = jax.lax.dynamic_update_slice_in_dim(tokens, new, start, axis=1)
+        if kept is None:
+            return drawn
+        is_kept = jnp.arange(tokens.shape[1])[None] < kept[:, None]
+        return jnp.where(is_kept[..., None], tokens, drawn)
+
+    def start(
+        self, model: Nova, state: VideoState, kept: Kept | None
+    ) -> tuple[Int[Array, "b n"], Int[Array, " b"] | None, Float[Array, "b r p"]]:
+        """Reveal order, how many tokens are kept, and all tokens, of which those are set."""
+        tokens = self.blank(len(state))
+        if kept is None:
+            return state.order, None, tokens
+        order, number = kept_first(state.order, kept.tokens)
+        old = to_reveal_order(model.tokens(kept.latents), order)
+        return order, number, tokens.at[:, : self.config.num_tokens].set(old)
+
+    def latents(
+        self, tokens: Float[Array, "b r p"], order: Int[Array, "b n"]
+    ) -> Float[Array, "b h w c"]:
+        """The frame of tokens in reveal order."""
+        tokens = to_row_major(tokens[:, : self.config.num_tokens], order)
+        return unpatchify(tokens, self.config.patch_size, self.config.grid)
 
 
-def generate_frame(
+def fill(
     model: Nova,
     indicators: Float[Array, "gb m d"],
-    order: Int[Array, "b n"],
-    noise: NoiseSource,
-    frame: int | Int[Array, ""],
+    state: VideoState,
+    kept: Kept | None,
+    *,
     schedule: Schedule,
     sampling: SamplingConfig,
 ) -> Float[Array, "b h w c"]:
-    """Latents of one frame, filled set by set.
+    """Latents of the next frame, filled set by set.
 
     Args:
         model, schedule, sampling: see `generate`.
-        indicators: the temporal encoder's features, guidance passes stacked on the batch axis.
-        order, noise: each sample's reveal order, and where its noise comes from.
-        frame: index among the generated frames, for the noise source.
+        indicators: what `describe` gives.
+        state: of the videos.
+        kept: what stays as it is; None for nothing.
     """
-    config, guidance, batch = model.config, sampling.guidance, order.shape[0]
-    sizes = set_sizes(config.num_tokens, sampling.num_inference_steps)
-    steps = schedule.sampling_steps(sampling.num_diffusion_steps, sampling.flow_shift)
-    orders = jnp.concatenate([order] * guidance.passes, axis=0)
-    buckets = bucket_steps(sizes, functools.partial(flops.ar_step, config, len(steps.time)))
-    # A padded set may reach past the frame's end; the room behind it takes the surplus.
-    room = max(bucket.width for bucket in buckets)
-    tokens = jnp.zeros((batch, config.num_tokens + room, config.token_dim))
-
-    for bucket in buckets:
+    plan = FramePlan(model.config, schedule, sampling)
+    order, number, tokens = plan.start(model, state, kept)
+    for bucket in plan.buckets:
 
         def ar_step(
-            tokens: Float[Array, "b n p"], row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
-        ) -> tuple[Float[Array, "b n p"], None]:
-            step, start, count = row
-            visible = jnp.concatenate([tokens[:, : bucket.prefix]] * guidance.passes, axis=0)
-            features = model.spatial_decoder(
-                visible, start, orders, indicators, only=(start, bucket.width)
+            tokens: Float[Array, "b r p"], row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
+        ) -> tuple[Float[Array, "b r p"], None]:
+            draw = functools.partial(
+                plan.ar_step, model, indicators, state, order, number, row=row, bucket=bucket
             )
-            new = denoise_set(
-                model.diffusion_head,
-                features,
-                noise,
-                frame,
-                step,
-                start,
-                count,
-                steps,
-                guidance,
-                guidance.scale_at(step, len(sizes)),
-                sampling.sampler,
-            )
-            return jax.lax.dynamic_update_slice_in_dim(tokens, new, start, axis=1), None
+            if number is None:
+                return draw(tokens), None
+            step_is_kept = number.min() >= row[1] + row[2]
+            return jax.lax.cond(step_is_kept, lambda tokens: tokens, draw, tokens), None
 
-        indices = bucket.first + np.arange(len(bucket.counts))
-        rows = (indices, np.asarray(bucket.starts), np.asarray(bucket.counts))
-        tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, rows))
-    tokens = to_row_major(tokens[:, : config.num_tokens], order)
-    return unpatchify(tokens, config.patch_size, config.grid)
+        tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, bucket.rows))
+    return plan.latents(tokens, order)
+
+
+def next_frame(
+    model: Nova,
+    state: VideoState,
+    kept: Kept | None = None,
+    *,
+    schedule: Schedule,
+    sampling: SamplingConfig,
+) -> tuple[VideoState, Float[Array, "b h w c"]]:
+    """The next frame of every sample, and the state after it."""
+    indicators = describe(model, state, sampling.guidance)
+    latents = fill(model, indicators, state, kept, schedule=schedule, sampling=sampling)
+    return state.followed_by(latents, sampling.context_noise), latents
 
 
 class Parallelism(Protocol):
@@ -204,60 +255,26 @@ def single_device(function: Callable[..., Any], in_axes: Any, out_axes: Any) -> 
     return function
 
 
-def _start(
-    model: Nova,
-    conditions: Conditions,
-    negative: Conditions | None,
-    guidance: GuidanceConfig,
-    frames: int,
-) -> tuple[Float[Array, "gb m d"], KVCache]:
-    """Frame 0's indicator features, and a cache with room for the whole video."""
-    config = model.config
-    negative = unconditional(conditions, config) if negative is None else negative
-    stacked = stack_passes(conditions, negative, guidance)
-    condition_tokens = config.text_length or 1
-    if config.is_video and conditions.flow is not None:
-        condition_tokens += 2
-    rows = jax.tree.leaves(stacked)[0].shape[0]
-    cache = model.temporal_encoder.empty_cache(rows, frames, condition_tokens)
-    return begin(model, stacked, cache, guidance=guidance, frames=frames)
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("schedule", "sampling", "parallelism")
+)
+def next_frame_program(
+    graph: Any,
+    params: Any,
+    state: VideoState,
+    kept: Kept | None,
+    *,
+    schedule: Schedule,
+    sampling: SamplingConfig,
+    parallelism: Parallelism,
+) -> tuple[VideoState, Float[Array, "b h w c"]]:
+    """`next_frame`, compiled, of a model in two parts."""
 
+    def run(params: Any, state: VideoState, kept: Kept | None) -> Any:
+        model = nnx.merge(graph, params)
+        return next_frame(model, state, kept, schedule=schedule, sampling=sampling)
 
-def _program(
-    function: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any
-) -> Callable[..., Any]:
-    """`function` of a model, arrays and constants by name, to be compiled for a model in two parts.
-
-    The axes are those of the arrays and the results, see `Parallelism`; options are `jax.jit`'s.
-    """
-
-    @functools.partial(jax.jit, static_argnums=0, static_argnames=_CONSTANTS, **options)
-    def program(
-        graph: Any, params: Any, *arrays: Any, parallelism: Parallelism, **constants: Any
-    ) -> Any:
-        def run(params: Any, *arrays: Any) -> Any:
-            return function(nnx.merge(graph, params), *arrays, **constants)
-
-        return parallelism(run, (None, *in_axes), out_axes)(params, *arrays)
-
-    return program
-
-
-_CONSTANTS = ("guidance", "frames", "schedule", "sampling", "parallelism")
-_CACHE_AXES: Any = KVCache(key=1, value=1, length=None)  # type: ignore[arg-type]
-_begin_program = _program(_start, (0, 0), (0, _CACHE_AXES))
-_look_back_program = _program(look_back, (0, 0, 0), 0)
-_advance_program = _program(advance, (0, 0, None, _CACHE_AXES), (0, _CACHE_AXES), donate_argnums=5)
-_frame_program = _program(generate_frame, (0, 0, 0, None), 0)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "frames"))
-def _draws(
-    config: NovaConfig, keys: Key[Array, " b"], frames: int
-) -> tuple[Int[Array, "b n"], KeyedNoise, Int[Array, " t"]]:
-    """Reveal order and noise of each sample; numbers of the frames, on the same devices."""
-    noise = KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim)
-    return reveal_order(order_keys(keys), config.num_tokens), noise, jnp.arange(frames)
+    return parallelism(run, (None, 0, 0), (0, 0))(params, state, kept)
 
 
 def generate(
@@ -299,75 +316,76 @@ def generate(
         NovaError: if the sampler does not run here, `frames` is not positive, or `given` is
             longer or not of this model.
     """
-    size, guidance, batch = model.config, config.guidance, keys.shape[0]
+    size = model.config
     if frames < 1:
         raise NovaError(f"frames is {frames}; a video has at least 1")
     prefix = 0 if given is None else given.shape[1]
-    shape = (batch, prefix, *size.latent_size, size.latent_channels)
+    shape = (len(keys), prefix, *size.latent_size, size.latent_channels)
     if given is not None and (given.shape != shape or prefix > frames):
         raise NovaError(
             f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
         )
-    own_order, own_noise, counted = _draws(size, keys, frames)
-    order = own_order if order is None else order
-    noise = own_noise if noise is None else noise
-    graph, params = nnx.split(model)
-
-    def fill(params: Any, indicators: Any, number: Any) -> Float[Array, "b h w c"]:
-        static = {"schedule": schedule, "sampling": config, "parallelism": parallelism}
-        return _frame_program(graph, params, indicators, order, noise, number, **static)
-
-    if choose(config.sampler) == "pallas":
-        # What the kernel cannot do it says here, before the programs are compiled.
-        rows = (guidance.passes * batch, size.indicator_tokens, size.width)
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        jax.eval_shape(fill, params, jax.ShapeDtypeStruct(rows, model.dtype), number)
-    window = min(frames, config.window or frames)
-    options: Any = {"guidance": guidance, "frames": window, "parallelism": parallelism}
+    state = begin(
+        size,
+        conditions,
+        negative,
+        keys,
+        given,
+        order,
+        noise,
+        slots=min(frames, config.window or frames),
+        context_noise=config.context_noise,
+    )
     video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
-    seen: list[Array] = []  # the frames, as the temporal encoder sees them
-    # Numbers wait on the devices: nothing goes there, or comes back, while frames are made.
-    numbers = jnp.unstack(counted)
+    following = frames_after(model, state, schedule, config, parallelism=parallelism)
     for frame in range(frames):
-        if frame:
-            last = video[frame - 1]
-            level = config.context_noise
-            seen.append(_noised(last, keys, numbers[frame - 1], level=level) if level else last)
-        if frame == 0:
-            anchor, cache = _begin_program(graph, params, conditions, negative, **options)
-            indicators = anchor
-        elif frame < window:
-            indicators, cache = _advance_program(
-                graph, params, seen[-1], anchor, numbers[frame], cache, **options
-            )
-        else:
-            before = jnp.stack([seen[0], *seen[frame - window + 2 :]], axis=1)
-            looking = {"guidance": guidance, "parallelism": parallelism}
-            indicators = _look_back_program(graph, params, conditions, negative, before, **looking)
         if frame >= prefix:
-            video.append(fill(params, indicators, numbers[frame - prefix]))
+            video.append(next(following))
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
     return jnp.stack(video, axis=1)
 
 
-def with_noise(
-    latents: Float[Array, "*b h w c"],
-    level: float | Float[Array, "*b 1 1 1"],
-    noise: Float[Array, "*b h w c"],
-) -> Float[Array, "*b h w c"]:
-    """(1 − level)·latents + level·noise: how frames are noised that others are made from."""
-    return (1 - level) * latents + level * noise
+def frames_after(
+    model: Nova,
+    state: VideoState,
+    schedule: Schedule,
+    sampling: SamplingConfig,
+    *,
+    parallelism: Parallelism = single_device,
+) -> Iterator[Float[Array, "b h w c"]]:
+    """The frames that follow a state, without an end.
+
+    Raises:
+        NovaError: the sampler does not run here.
+    """
+    program = compiled_step(model, state, schedule, sampling, parallelism=parallelism)
+    while True:
+        state, latents = program(state, None)
+        yield latents
 
 
-@functools.partial(jax.jit, static_argnames="level")
-def _noised(
-    latents: Float[Array, "b h w c"], keys: Key[Array, " b"], frame: Int[Array, ""], level: float
-) -> Float[Array, "b h w c"]:
-    """A frame as later ones see it, with noise of each sample's own key."""
-    normal = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))
-    return with_noise(latents, level, normal(context_keys(keys, frame)))
+def compiled_step(
+    model: Nova,
+    state: VideoState,
+    schedule: Schedule,
+    sampling: SamplingConfig,
+    *,
+    parallelism: Parallelism = single_device,
+) -> Callable[[VideoState, Kept | None], tuple[VideoState, Float[Array, "b h w c"]]]:
+    """`next_frame` of a model as one program, for states like this one.
+
+    Raises:
+        NovaError: the sampler does not run here.
+    """
+    graph, params = nnx.split(model)
+    static: Any = {"schedule": schedule, "sampling": sampling, "parallelism": parallelism}
+    program = functools.partial(next_frame_program, graph, params, **static)
+    if choose(sampling.sampler) == "pallas":
+        # What the kernel cannot do it says here, before the program is compiled.
+        jax.eval_shape(program, state, None)
+    return program
 
 
 def generate_in_one(
@@ -380,36 +398,12 @@ def generate_in_one(
     keys: Key[Array, " b"],
     negative: Conditions | None = None,
 ) -> Float[Array, "b t h w c"]:
-    """`generate` as one traced program, whose size and compile time do not grow with frames.
+    """`generate` as one traced program, whose size and compile time do not grow with frames."""
+    slots = min(frames, config.window or frames)
+    state = begin(model.config, conditions, negative, keys, slots=slots)
 
-    Raises:
-        NovaError: an option asks for what it does not do.
-    """
-    if config.context_noise:
-        raise NovaError(
-            f"context_noise is {config.context_noise:g}, which one program of all frames does not "
-            "do; set it to 0, or generate frame by frame"
-        )
-    if config.window and frames > config.window:
-        raise NovaError(
-            f"{frames} latent frames go beyond the window of {config.window}, which one program of "
-            "all frames does not do; ask for fewer, set window to None, or generate frame by frame"
-        )
-    order, noise, numbers = _draws(model.config, keys, frames)
-    options: Any = {"guidance": config.guidance, "frames": frames}
-    anchor, cache = _start(model, conditions, negative, **options)
+    def one_frame(state: VideoState, _: None) -> tuple[VideoState, Array]:
+        return next_frame(model, state, schedule=schedule, sampling=config)
 
-    def one_frame(carry: tuple[Array, KVCache], frame: Array) -> tuple[Any, Array]:
-        indicators, cache = carry
-        latents = generate_frame(model, indicators, order, noise, frame, schedule, config)
-        if frames > 1:
-            carry = jax.lax.cond(
-                frame + 1 < frames,
-                lambda cache: advance(model, latents, anchor, frame + 1, cache, **options),
-                lambda cache: (indicators, cache),
-                cache,
-            )
-        return carry, latents
-
-    _, video = jax.lax.scan(one_frame, (anchor, cache), numbers)
+    _, video = jax.lax.scan(one_frame, state, length=frames)
     return video.swapaxes(0, 1)

@@ -9,6 +9,7 @@ What is derived here never changes: seeds would give other videos.
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Integer, Key
 
 # Validation draws the same whatever the run's seed is.
@@ -40,7 +41,7 @@ def image_keys(samples: Key[Array, " b"]) -> Key[Array, " b"]:
     return _fold_in(samples, 2)
 
 
-def context_keys(samples: Key[Array, " b"], frame: int | Int[Array, ""]) -> Key[Array, " b"]:
+def context_keys(samples: Key[Array, " b"], frame: Int[Array, " b"]) -> Key[Array, " b"]:
     """Of the noise on a frame when later ones are made from it, see `SamplingConfig`."""
     return _fold_in(_fold_in(samples, 3), frame)
 
@@ -80,5 +81,7 @@ def validation_key(batch: int | Int[Array, ""]) -> Key[Array, ""]:
     return jax.random.fold_in(seed_key(_VALIDATION_SEED), batch)
 
 
-def _fold_in(keys: Key[Array, " b"], purpose: int | Int[Array, ""]) -> Key[Array, " b"]:
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, purpose)
+def _fold_in(keys: Key[Array, " b"], purpose: int | Int[Array, " b"]) -> Key[Array, " b"]:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(purpose) else None))(
+        keys, purpose
+    )

@@ -19,6 +19,8 @@ from nova_jax.sampling.schedules import Schedule
 
 # Copies of its input that a transformer block has at once.
 _BLOCK = 10
+# What a program takes for each byte that is counted here.
+_ROOM = 1.35
 
 
 def generation_bytes(
@@ -54,23 +56,17 @@ def generation_bytes(
     depth, other = config.temporal_encoder_size.depth, config.spatial_decoder_size.depth
     copied = 2 * narrow * parameters / (depth + other)
 
-    # Keys and values of all frames; while a frame is added, a new cache beside the old one.
-    window = min(frames, sampling.window or frames)
-    tokens = config.condition_tokens + window * config.indicator_tokens
-    layer = 2 * rows * tokens * width * itemsize
-    cache = depth * layer
-    latents = 4 * samples * frames * config.num_tokens * config.token_dim
-    kept = cache + 2 * latents
+    slots = min(frames, sampling.window or frames)
+    tokens = config.condition_tokens + slots * config.indicator_tokens
+    latent = 4 * samples * config.num_tokens * config.token_dim
+    # All frames, and those that are looked back at, before and after a step.
+    kept = 2 * latent * (frames + slots - 1)
 
     def blocks(queries: int, keys: int) -> float:
         size = queries * width * wide
         return _BLOCK * rows * size + score_bytes(rows, heads, queries, keys, itemsize)
 
-    new = config.condition_tokens + config.indicator_tokens
-    temporal = (3 if narrow else 1) * cache + 2 * layer + blocks(new, tokens) + depth * copied
-    if frames > window:  # all frames in it are looked at anew, each beside a copy of those before
-        copies = window / 3 * layer  # read off layouts
-        temporal = max(temporal, cache + copies + blocks(tokens, tokens) + depth * copied)
+    temporal = blocks(tokens, tokens) + depth * copied
     everything = config.indicator_tokens + config.num_tokens
     spatial = blocks(everything, everything) + other * copied
 
@@ -80,4 +76,4 @@ def generation_bytes(
     # Noise of the steps that add some: drawn, padded, and the set's part of it.
     noise = 3 * len(steps.time) * min(1, steps.noise_draws) + 3
     drawn = 4 * samples * config.num_tokens * config.token_dim * noise
-    return kept + max(temporal, spatial + modulations + drawn)
+    return _ROOM * (kept + max(temporal, spatial + modulations + drawn))

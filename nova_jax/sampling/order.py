@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, Num
+from jaxtyping import Array, Bool, Int, Key, Num
 
 from nova_jax.errors import NovaError
 
@@ -29,6 +29,15 @@ def to_reveal_order(tokens: Num[Array, "b n p"], order: Int[Array, "b n"]) -> Nu
 def to_row_major(tokens: Num[Array, "b n p"], order: Int[Array, "b n"]) -> Num[Array, "b n p"]:
     """The inverse of `to_reveal_order`."""
     return jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None], axis=1)
+
+
+def kept_first(
+    order: Int[Array, "b n"], kept: Bool[Array, "b n"]
+) -> tuple[Int[Array, "b n"], Int[Array, " b"]]:
+    """The same orders with tokens that are kept, row-major, before all others; and their number."""
+    later = jnp.take_along_axis(~kept, order, axis=1)
+    first = jnp.argsort(later, axis=1, stable=True)
+    return jnp.take_along_axis(order, first, axis=1), kept.sum(axis=1)
 
 
 def set_sizes(num_tokens: int, num_steps: int) -> Int[np.ndarray, " k"]:
@@ -73,6 +82,17 @@ class Bucket:
     def width(self) -> int:
         """Padded number of tokens in a set."""
         return max(self.counts)
+
+    @property
+    def end(self) -> int:
+        """Tokens visible after the last step."""
+        return self.starts[-1] + self.counts[-1]
+
+    @property
+    def rows(self) -> tuple[Int[np.ndarray, " k"], ...]:
+        """Each step's index, its first token, and how many it reveals."""
+        indices = self.first + np.arange(len(self.counts))
+        return indices, np.asarray(self.starts), np.asarray(self.counts)
 
     def cost(self, step: Callable[[int, int], float]) -> tuple[float, float]:
         """Cost of all steps as padded, and as needed; `step` as `bucket_steps` takes it."""

@@ -108,5 +108,5 @@ class Phi(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Encodes; positions count from 0."""
-        x, _ = self.blocks(self.embed(tokens))
+        x = self.blocks(self.embed(tokens))
         return self.norm(x)

@@ -11,7 +11,7 @@ each is off by default, as in the release:
 - the model's own frames in place of the clip's (scheduled sampling, arXiv 1506.03099, in two passes
   over all frames at once as in arXiv 1906.07651): the faults themselves;
 - a window of a longer clip with its first frame before it, as generation beyond the length of the
-  window sees it (`nova_jax.sampling.frames.look_back`).
+  window sees it (`nova_jax.sampling.state`).
 
 Dimensions: B videos, T frames, F = B·T, N tokens of a frame, h×w latent size, C latent channels.
 """
@@ -31,10 +31,10 @@ from nova_jax.config import Checked, Count, Fraction, Range
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Context, Nova
 from nova_jax.sampling.denoise import KeyedNoise, denoise_set
-from nova_jax.sampling.frames import with_noise
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.order import to_reveal_order, to_row_major
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.sampling.state import with_noise
 
 # Frames that start the movement of a window from later on, which its first frame says nothing of.
 LEAD = 2

@@ -1,0 +1,168 @@
+"""What a video is while it is made: one pytree, out of which its next frame comes.
+
+The temporal encoder has S slots. Frame t is described from the t frames before it as long as they
+find room; then the first one stays where it is, as an anchor, and the S − 2 right before t follow
+it. Positions never leave the S that all of it began with, and the memory of a video does not grow.
+
+Every leaf has one row a sample, so that samples of different frames, prompts and seeds can be
+joined into one state and taken apart again (`join`, `rows_of`).
+
+Dimensions: B samples, S slots, N tokens of a frame, g given frames, h×w latents, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.nova import Conditions
+from nova_jax.sampling.denoise import KeyedNoise, NoiseSource
+from nova_jax.sampling.keys import context_keys, noise_keys, order_keys
+from nova_jax.sampling.order import reveal_order
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VideoState:
+    """All that the next frame of B samples is made from.
+
+    Attributes:
+        conditions: text or class, and motion.
+        negative: the same for the unconditional passes.
+        keys: each sample's random key.
+        order: reveal order, the same for all frames of a sample.
+        noise: where noise comes from.
+        seen: frames as the temporal encoder sees them, the first one first; zero where there is
+            none yet.
+        frame: index of the next frame.
+        drawn: frames that were drawn so far, the given ones not counted; noise goes by it.
+    """
+
+    conditions: Conditions
+    negative: Conditions
+    keys: Key[Array, " b"]
+    order: Int[Array, "b n"]
+    noise: NoiseSource
+    seen: Float[Array, "b s h w c"]
+    frame: Int[Array, " b"]
+    drawn: Int[Array, " b"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.seen.shape[1] + 1
+
+    def followed_by(self, latents: Float[Array, "b h w c"], context_noise: float) -> VideoState:
+        """The state after a frame was drawn."""
+        if context_noise:
+            latents = noised(latents, self.keys, self.frame, context_noise)
+        return dataclasses.replace(
+            self,
+            seen=_remember(self.seen, latents, self.frame),
+            frame=self.frame + 1,
+            drawn=self.drawn + 1,
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots", "context_noise"))
+def begin(
+    config: NovaConfig,
+    conditions: Conditions,
+    negative: Conditions | None,
+    keys: Key[Array, " b"],
+    given: Float[Array, "b g h w c"] | None = None,
+    order: Int[Array, "b n"] | None = None,
+    noise: NoiseSource | None = None,
+    *,
+    slots: int,
+    context_noise: float = 0.0,
+) -> VideoState:
+    """The state of videos that begin with the given frames, or with none.
+
+    Args:
+        config: the model's.
+        conditions, negative, keys: see `VideoState`; by default `unconditional`.
+        given: latents, all of which count as context.
+        order, noise: drawn from the keys by default.
+        slots: S.
+        context_noise: see `nova_jax.sampling.options.SamplingConfig`.
+    """
+    batch = len(keys)
+    frame = jnp.zeros(batch, jnp.int32)
+    seen = jnp.zeros((batch, slots - 1, *config.latent_size, config.latent_channels))
+    for latents in () if given is None else jnp.unstack(given.astype(jnp.float32), axis=1):
+        if context_noise:
+            latents = noised(latents, keys, frame, context_noise)
+        seen, frame = _remember(seen, latents, frame), frame + 1
+    return VideoState(
+        conditions=conditions,
+        negative=unconditional(conditions, config) if negative is None else negative,
+        keys=keys,
+        order=reveal_order(order_keys(keys), config.num_tokens) if order is None else order,
+        noise=KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim)
+        if noise is None
+        else noise,
+        seen=seen,
+        frame=frame,
+        drawn=jnp.zeros(batch, jnp.int32),
+    )
+
+
+def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
+    """The same conditions without text or class; motion stays."""
+    if config.num_classes is not None:
+        assert conditions.label is not None
+        return dataclasses.replace(
+            conditions, label=jnp.full_like(conditions.label, config.num_classes)
+        )
+    assert conditions.text_length is not None
+    return dataclasses.replace(conditions, text_length=jnp.zeros_like(conditions.text_length))
+
+
+def join(states: Sequence[VideoState]) -> VideoState:
+    """One state of all samples of several, which have the same shapes but for their number."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+
+def rows_of(state: VideoState, first: int, count: int) -> VideoState:
+    """The state of some of the samples alone."""
+    return jax.tree.map(lambda leaf: leaf[first : first + count], state)
+
+
+def with_noise(
+    latents: Float[Array, "*b h w c"],
+    level: float | Float[Array, "*b 1 1 1"],
+    noise: Float[Array, "*b h w c"],
+) -> Float[Array, "*b h w c"]:
+    """(1 − level)·latents + level·noise: how frames are noised that others are made from."""
+    return (1 - level) * latents + level * noise
+
+
+def noised(
+    latents: Float[Array, "b h w c"], keys: Key[Array, " b"], frame: Int[Array, " b"], level: float
+) -> Float[Array, "b h w c"]:
+    """A frame as later ones see it, with noise of each sample's own key."""
+    normal = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))
+    return with_noise(latents, level, normal(context_keys(keys, frame)))
+
+
+def _remember(
+    seen: Float[Array, "b s h w c"], latents: Float[Array, "b h w c"], frame: Int[Array, " b"]
+) -> Float[Array, "b s h w c"]:
+    """The frames with one more: behind the others or, where all is full, for the oldest but one."""
+    room = seen.shape[1]
+    if room == 0:
+        return seen
+    next_one = jnp.arange(room)[None] == frame[:, None]
+    behind = jnp.where(next_one[..., None, None, None], latents[:, None], seen)
+    moved = jnp.concatenate([seen[:, :1], seen[:, 2:], latents[:, None]], axis=1)[:, :room]
+    return jnp.where((frame < room)[:, None, None, None, None], behind, moved)
