@@ -54,6 +54,7 @@ def train() -> ConfigDict:
         flow_dropout=0.5, default_flow=config.get_ref("motion_flow"),
     )  # fmt: skip
     config.optimizer = dict(
+        type="adamw",
         learning_rate=1.5e-3, schedule="cosine", warmup_steps=100, end_factor=0.02, b2=0.98,
         clip_norm=1.0, freeze=(),
     )  # fmt: skip

@@ -64,6 +64,7 @@ def get_config(variant: str = "1024_0p6b") -> ConfigDict:
 
     # Text norm, and the parts that only a video model will use, stay as they are.
     config.optimizer = dict(
+        type="adamw",
         learning_rate=1e-4,
         schedule="constant",
         warmup_steps=0,

@@ -82,6 +82,7 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
 
     # Text norm and motion embedding stay as they are.
     config.optimizer = dict(
+        type="adamw",
         learning_rate=1e-4,
         schedule="constant",
         warmup_steps=0,

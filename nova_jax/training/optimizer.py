@@ -1,4 +1,4 @@
-"""AdamW as NOVA uses it: which parameters are trained, which decay, and at what learning rate.
+"""AdamW as NOVA uses it, or Muon: which parameters are trained, which decay, at what learning rate.
 
 Parameters are nested dicts of arrays (`nnx.to_pure_dict`); rules name them by dotted path, such as
 ``temporal_encoder.blocks.attention.qkv.kernel``.
@@ -43,9 +43,11 @@ Decay = Annotated[float, Range(0, below=1)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Checked):
-    """AdamW and its learning rate; the defaults are the released recipe.
+    """The optimizer and its learning rate; the defaults are the released recipe.
 
     Attributes:
+        type: "adamw"; or "muon", which makes the updates of the blocks' matrices orthogonal (arXiv
+            2502.16982, whose scale lets both share one learning rate) and leaves the rest to AdamW.
         learning_rate: highest learning rate, which the warmup ends at; at most 1, for a step of
             Adam changes a parameter by about as much.
         schedule: how the learning rate goes on after the warmup: "constant"; "cosine", which ends
@@ -67,6 +69,7 @@ class OptimizerConfig(Checked):
             trained; None for the recipe's own list, () to train everything.
     """
 
+    type: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Range(above=0, most=1)] = 1e-4
     schedule: Literal["constant", "cosine", "multistep"] = "constant"
     warmup_steps: Natural = 0
@@ -122,24 +125,56 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay, which is times the learning rate as in PyTorch.
+    """The optimizer, with decoupled weight decay, which is times the learning rate as in PyTorch.
 
     The length of the run in training steps matters to the cosine schedule only.
     """
     schedule = learning_rate_schedule(config, steps)
+
+    def of_updates(updates: jax.typing.ArrayLike) -> jax.Array:
+        return schedule(updates * config.accumulate)
+
     optimizer = optax.adamw(
-        lambda updates: schedule(updates * config.accumulate),
+        of_updates,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
         mask=decays,
     )
+    if config.type == "muon":
+        muon = optax.contrib.muon(
+            of_updates,
+            ns_steps=4,
+            preconditioning="aol",  # as close to orthogonal as five steps without it
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_STACKED,
+            consistent_rms=0.2,
+        )
+        optimizer = optax.partition({"muon": muon, "adamw": optimizer}, _labels)
     if config.clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     if config.accumulate > 1:
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
     return optimizer
+
+
+# Axes of the matrices that blocks have stacked.
+_STACKED = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+
+
+def _labels(params: Params) -> Params:
+    """A tree like `params`: "muon" for the matrices of blocks, "adamw" for the rest.
+
+    Modulations are of the rest: they begin at zero and say what conditions do.
+    """
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        names = [str(key.key) for key in path]
+        in_block = any(name.endswith("blocks") for name in names) and "modulation" not in names
+        return "muon" if in_block and names[-1] == "kernel" else "adamw"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def decays(params: Params) -> Params:

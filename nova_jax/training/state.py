@@ -200,12 +200,15 @@ def _shardings(
 
     params = of(state.params)
     everywhere: Any = replicated(mesh)
+    # An optimizer of some parameters alone has nothing where the others are.
+    nothing = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, place: place,
+        lambda moment, place: moment if nothing(moment) else place,
         state.optimizer,
         params,
         transform_non_params=lambda _: everywhere,
+        is_leaf=nothing,
     )
     return TrainState(everywhere, params, of(state.frozen), moments, ema=params)
 

@@ -168,3 +168,27 @@ def test_a_freeze_pattern_that_matches_nothing_is_an_error():
 def test_a_warmup_longer_than_the_run_is_an_error():
     with pytest.raises(NovaError, match="warmup_steps 9"):
         learning_rate_schedule(OptimizerConfig(schedule="cosine", warmup_steps=9), 9)
+
+
+def test_muon_makes_the_updates_of_blocks_orthogonal_and_leaves_the_rest_to_adamw():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+
+    def tree():
+        block = {"fc1": {"kernel": draw(2, 8, 16), "bias": draw(2, 16)},
+                 "modulation": {"kernel": draw(2, 8, 24)}}  # fmt: skip
+        return {"encoder_blocks": {"block": block}, "out": {"kernel": draw(8, 4)}}
+
+    params, gradients = tree(), tree()
+    options = {"learning_rate": 0.01, "weight_decay": 0.0, "clip_norm": 1.0}
+    updates = {}
+    for kind in ("adamw", "muon"):
+        optimizer = make_optimizer(OptimizerConfig(type=kind, **options), 10)
+        made, _ = optimizer.update(gradients, optimizer.init(params), params)
+        updates[kind] = flatten_dict(made, sep=".")
+    matrix = updates["muon"].pop("encoder_blocks.block.fc1.kernel")
+    # Of the size of AdamW's: root mean square 0.2, whatever the matrix is.
+    singular = jnp.linalg.svd(matrix, compute_uv=False) / (0.01 * 0.2 * 16**0.5)
+    assert ((singular > 0.6) & (singular < 1.3)).all(), singular
+    for name, update in updates["muon"].items():
+        np.testing.assert_allclose(update, updates["adamw"][name], rtol=1e-5, err_msg=name)
