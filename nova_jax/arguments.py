@@ -19,7 +19,7 @@ from PIL import Image
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_float
-from nova_jax.config import Range, Seed, convert, shown
+from nova_jax.config import Count, Range, Seed, convert, shown
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -137,6 +137,29 @@ def check_seeds(seed: int | Sequence[int], key: Any, count: int) -> list[Key[jax
     if not typed or key.shape:
         raise NovaError(f"key is {shown(key)}; make one by jax.random.key(seed)")
     return [key] * count
+
+
+def check_frames(
+    max_latent_length: Any, num_frames: Any, *, own: int, codec: VideoCodec, config: NovaConfig
+) -> int:
+    """Latent frames, of which there are `own` unless their number or that of frames is given.
+
+    Raises:
+        NovaError: both are given, or the model cannot make so many.
+    """
+    if max_latent_length is not None and num_frames is not None:
+        raise NovaError("max_latent_length and num_frames are given; give one of them")
+    frames = own
+    if max_latent_length is not None:
+        frames = convert(Count, max_latent_length, "max_latent_length")
+    if num_frames is not None:
+        num_frames = convert(Count, num_frames, "num_frames")
+        frames = codec.latent_frames(num_frames)
+        if (fitting := codec.pixel_frames(frames)) != num_frames:
+            raise NovaError(f"this model cannot make {num_frames} frames; ask for {fitting}")
+    if frames > 1 and not config.is_video:
+        raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
+    return frames
 
 
 def check_order(order: Any, count: int, config: NovaConfig) -> Int[jax.Array, "b n"] | None:

@@ -12,6 +12,7 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from nova_jax.arguments import (
     check_devices,
     check_dtype,
     check_first_frames,
+    check_frames,
     check_mesh,
     check_negative,
     check_noise,
@@ -44,19 +46,17 @@ from nova_jax.config import Count, FrameRate, MotionScore, convert
 from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import (
     MeshLayout,
-    SampleParallelism,
     batch_sharding,
-    make_mesh,
-    replicated,
 )
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.request import Batch, Batches, Output, OutputType, Prompt, Request, in_one
+from nova_jax.placement import Placement
+from nova_jax.request import Batch, Output, OutputType, Prompt, Request, asking
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.session import Session, fingerprint
 from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
@@ -106,10 +106,7 @@ class NovaPipeline:
         self.motion_flow = convert(MotionScore, motion_flow, "motion_flow")
         self.fps = convert(FrameRate, fps, "fps")
         unroll = convert(Count, unroll, "unroll")
-        self._graph, self._state = nnx.split(model.unrolled(unroll))
-        self._mesh = mesh
-        self._devices = check_devices(devices)
-        self._placed: dict[int, tuple[MeshLayout, nnx.State]] = {}
+        self.placement = Placement(model.unrolled(unroll), mesh, check_devices(devices))
 
     @classmethod
     def from_pretrained(
@@ -168,7 +165,7 @@ class NovaPipeline:
     @property
     def model(self) -> Nova:
         """The transformer, where its parameters were loaded to."""
-        return nnx.merge(self._graph, self._state)
+        return self.placement.model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -193,11 +190,11 @@ class NovaPipeline:
                 f"{2 * unit}"
             )
         other = copy.copy(self)
-        model = self.model.resized(latent_size)
-        other.config, other._graph = model.config, nnx.graphdef(model)
+        other.placement = self.placement.resized(latent_size)
+        other.config = other.model.config
         return other
 
-    def stream(
+    def request(
         self,
         prompt: str | int | Sequence[str] | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
@@ -225,14 +222,9 @@ class NovaPipeline:
         disable_progress_bar: bool = False,
         order: jax.Array | None = None,
         noise: NoiseSource | None = None,
-        keep: bool = False,
         **options: Any,
-    ) -> Generator[Output, None, None]:
-        """Generates videos, or pictures where there is one frame; gives each batch when it is made.
-
-        A sample depends on its prompt, its seed and its number among the samples of its prompt, and
-        on nothing else in the call: alone, in any batch and on any number of devices it is the
-        same, up to the rounding of the last bit that another batch shape may bring.
+    ) -> Request:
+        """What is asked for, in full: checked, and with the pipeline's own where nothing is said.
 
         Args:
             prompt: Prompts, or class labels of a class-conditional model; one or several.
@@ -262,14 +254,12 @@ class NovaPipeline:
             disable_progress_bar: Show none.
             order, noise: Reveal orders `[B, N]` of N tokens and noise of all samples, drawn
                 elsewhere.
-            keep: Have memory for all samples counted before the start, not only for a batch's.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
         Returns:
-            The samples in the order of the prompts, those of one prompt next to each other, a batch
-            at a time: only one is in memory, unless the caller keeps them.
+            The request.
 
         Raises:
             NovaError: An option is of another type or out of range, or does not fit the model; or
@@ -278,7 +268,7 @@ class NovaPipeline:
         prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
         count, frames = len(prompts), self.latent_frames(max_latent_length, num_frames)
         copies = convert(Count, num_images_per_prompt, "num_images_per_prompt")
-        request = Request(
+        return Request(
             prompts=prompts,
             negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
             seeds=check_seeds(seed, key, count),
@@ -303,19 +293,66 @@ class NovaPipeline:
             output_type=convert(OutputType, output_type, "output_type"),
             order=check_order(order, count * copies, self.config),
             noise=check_noise(noise),
+            show_progress=not disable_progress_bar,
         )
-        self._check_memory(request, returned=keep)
-        return self._run(request, show_progress=not disable_progress_bar)
 
-    __call__ = in_one(stream)
+    def _stream(self, request: Request) -> Generator[Output, None, None]:
+        """Generates videos, or pictures where there is one frame; gives each batch when it is made.
 
-    def _run(self, request: Request, *, show_progress: bool) -> Generator[Output, None, None]:
+        A sample depends on its prompt, its seed and its number among the samples of its prompt, and
+        on nothing else in the call: alone, in any batch and on any number of devices it is the
+        same, up to the rounding of the last bit that another batch shape may bring.
+
+        Returns:
+            The samples in the order of the prompts, those of one prompt next to each other, a batch
+            at a time: only one is in memory, unless the caller keeps them.
+        """
+        self._check_memory(request, returned=False)
+        return self._run(request)
+
+    def _generate(self, request: Request) -> Output:
+        """Generates videos, or pictures where there is one frame, all that `stream` gives.
+
+        Returns:
+            The samples in the order of the prompts, those of one prompt next to each other.
+        """
+        self._check_memory(request, returned=True)
+        return Output.joined(list(self._run(request)))
+
+    def _start(self, request: Request) -> Session:
+        """Starts videos that are made frame by frame, and steered while they are.
+
+        Of all prompts at once, one sample of each unless told otherwise. They go on for as long as
+        the session is asked to: `max_latent_length` (or `num_frames`) is how many frames its
+        positions are for, and how many it looks back at where `window` does not say less.
+
+        Returns:
+            The session; nothing is drawn yet.
+        """
+        self._check_memory(request, returned=False)
+        return Session.of_request(self, request)
+
+    stream = asking(request, _stream)
+    __call__ = asking(request, _generate)
+    start = asking(request, _start)
+
+    def resume(self, file: str | os.PathLike[str]) -> Session:
+        """The session that `nova_jax.session.Session.save` wrote."""
+        return Session.resume(self, file)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """What tells the model from others, for sessions that are saved."""
+        return fingerprint(self.model, self.config.to_dict())
+
+    def _run(self, request: Request) -> Generator[Output, None, None]:
         """Encodes, generates and decodes, batch by batch."""
-        batches, devices = self._batches(request)
-        mesh, model = self._on_devices(devices, request.sampling.sampler)
+        place = self.placement
+        batches, devices = place.batches(request)
+        mesh, model = place.on_devices(devices, request.sampling.sampler)
         left, latents_only = request.count, request.output_type == "latent"
         total = len(batches) * request.frames
-        desc, off = "starting (what is new is compiled first)", not show_progress
+        desc, off = "starting (what is new is compiled first)", not request.show_progress
         with tqdm(desc=desc, unit="frame", total=total, disable=off) as bar:
 
             def on_frame(_: int) -> None:
@@ -326,13 +363,13 @@ class NovaPipeline:
                 made = generate(
                     model,
                     self.schedule,
-                    **jax.device_put(self._encode(request, batch), batch_sharding(mesh)),
+                    **jax.device_put(self.encode(request, batch), batch_sharding(mesh)),
                     frames=request.frames,
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,
                     on_frame=on_frame,
-                    parallelism=SampleParallelism(mesh, whole=self._mesh is None),
+                    parallelism=place.parallelism(mesh),
                 )
                 latents = frames = np.array(made)[:left]  # the last sample pads a batch
                 request.check_finite(batch, np.isfinite(latents), "latents")
@@ -343,18 +380,10 @@ class NovaPipeline:
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)
 
-    def _batches(self, request: Request) -> tuple[Batches, int]:
-        """A request in batches, and how many devices share the samples of one."""
-        devices = 1 if request.recorded else len(self._devices)
-        ways = devices if self._mesh is None else self._mesh.ways("batch")
-        batches = request.batches(ways, all_take_part=self._mesh is not None)
-        return batches, min(batches.size, ways)
-
     def _check_memory(self, request: Request, *, returned: bool) -> None:
         """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
-        batches, ways = self._batches(request)
+        batches, ways = self.placement.batches(request)
         networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
-        devices = self._devices[:ways] if self._mesh is None else self._mesh.devices.flat
         check_memory(
             request,
             self.config,
@@ -362,9 +391,9 @@ class NovaPipeline:
             self.codec,
             samples=-(-batches.size // ways),
             itemsize=jnp.dtype(self.model.dtype).itemsize,
-            transformer=device_bytes(self._state),
+            transformer=self.placement.bytes,
             frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
-            devices=[one for one in devices if one.process_index == jax.process_index()],
+            devices=self.placement.devices(ways),
             returned=returned,
         )
 
@@ -388,21 +417,10 @@ class NovaPipeline:
 
     def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
         """T of a request in latent frames or in frames; without one, the pipeline's own."""
-        if max_latent_length is not None and num_frames is not None:
-            raise NovaError("max_latent_length and num_frames are given; give one of them")
-        frames = self.frames
-        if max_latent_length is not None:
-            frames = convert(Count, max_latent_length, "max_latent_length")
-        if num_frames is not None:
-            num_frames = convert(Count, num_frames, "num_frames")
-            frames = self.codec.latent_frames(num_frames)
-            if (fitting := self.codec.pixel_frames(frames)) != num_frames:
-                raise NovaError(f"this model cannot make {num_frames} frames; ask for {fitting}")
-        if frames > 1 and not self.config.is_video:
-            raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
-        return frames
+        given = (max_latent_length, num_frames)
+        return check_frames(*given, own=self.frames, codec=self.codec, config=self.config)
 
-    def _encode(self, request: Request, batch: Batch) -> dict[str, Any]:
+    def encode(self, request: Request, batch: Batch) -> dict[str, Any]:
         """What the samples of a batch are made from, as `generate` takes it."""
 
         def conditions(prompts: Sequence[Prompt]) -> Conditions:
@@ -432,18 +450,3 @@ class NovaPipeline:
         else:
             text, lengths = self.text_encoder.encode(prompts, length)
         return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(lengths), **motion)
-
-    def _on_devices(self, count: int, sampler: Implementation) -> tuple[MeshLayout, Nova]:
-        """The model on the mesh, or whole on each of so many devices."""
-        if self._mesh is not None:
-            if self._mesh.size > 1 and choose(sampler) == "pallas":
-                raise NovaError(
-                    'sampler "pallas" needs the whole model on each device; load it without a '
-                    'mesh, or choose sampler "xla"'
-                )
-            return self._mesh, nnx.merge(self._graph, self._state)
-        if count not in self._placed:
-            mesh = make_mesh(self._devices[:count])
-            self._placed[count] = mesh, jax.device_put(self._state, replicated(mesh))
-        mesh, state = self._placed[count]
-        return mesh, nnx.merge(self._graph, state)

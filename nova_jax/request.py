@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, ParamSpec
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from nova_jax.sampling.options import SamplingConfig
 Prompt = Any
 OutputType = Literal["pil", "np", "latent"]
 Arguments = ParamSpec("Arguments")
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,12 @@ class Request:
         copies: samples of each prompt.
         frames: T.
         first: what videos begin with; None for nothing.
+        flow: motion score.
+        sampling: how samples are drawn.
+        batch_size: most samples to compute together.
+        output_type: what is given.
+        order, noise: drawn elsewhere.
+        show_progress: whether a bar is shown.
     """
 
     prompts: Sequence[Prompt]
@@ -101,6 +109,7 @@ class Request:
     output_type: OutputType
     order: Int[jax.Array, "b n"] | None
     noise: NoiseSource | None
+    show_progress: bool
 
     @property
     def recorded(self) -> bool:
@@ -200,16 +209,23 @@ def _image_noise(
     return deviation * jax.vmap(normal)(image_keys(keys))
 
 
-def in_one(stream: Callable[Arguments, Iterator[Output]]) -> Callable[Arguments, Output]:
-    """The same function, which gives what all its batches hold."""
+def asking(
+    request: Callable[Concatenate[Asked, Arguments], Request],
+    answer: Callable[[Asked, Request], Answer],
+) -> Callable[Concatenate[Asked, Arguments], Answer]:
+    """The method that takes what `request` takes, and gives the `answer` to it."""
 
-    def call(*arguments: Arguments.args, **options: Arguments.kwargs) -> Output:
-        """Generates all that `stream` gives, and takes what it takes."""
-        options["keep"] = True
-        return Output.joined(list(stream(*arguments, **options)))
+    def call(self: Asked, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
+        return answer(self, request(self, *arguments, **options))
 
-    given = inspect.signature(stream)
-    kept = [each for name, each in given.parameters.items() if name != "keep"]
-    signature = given.replace(parameters=kept, return_annotation="Output")
+    annotation = inspect.signature(answer).return_annotation
+    signature = inspect.signature(request).replace(return_annotation=annotation)
     call.__signature__ = signature  # type: ignore[attr-defined]
+    about, arguments = inspect.getdoc(answer) or "", inspect.getdoc(request) or ""
+    first, _, rest = about.partition("\n\nReturns:")
+    taken = arguments[arguments.index("Args:") : arguments.index("Returns:")].rstrip()
+    raised = arguments[arguments.index("Raises:") :]
+    returned = f"Returns:{rest.rstrip()}\n\n" if rest else ""
+    call.__doc__ = f"{first}\n\n{taken}\n\n{returned}{raised}"
+    call.__name__ = call.__qualname__ = answer.__name__.lstrip("_")
     return call

@@ -108,6 +108,7 @@ def test_no_batch_is_padding_alone():
         output_type="np",
         order=None,
         noise=None,
+        show_progress=False,
     )
     batches = request.batches(4, all_take_part=True)
     assert [list(batch.prompts) for batch in batches] == [[0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 4, 4]]

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from nova_jax.autoencoders.convolution import Autoencoder, Resized, Video
 from nova_jax.autoencoders.interface import Array
+from nova_jax.autoencoders.windows import Windows
 from nova_jax.kernels.device import platform
 
 
@@ -73,6 +74,11 @@ class AutoencoderCodec:
         channels = self.latent_channels
         scale, shift = (np.broadcast_to(f.ravel(), channels) for f in (self._scale, self._shift))
         return scale, shift
+
+    @property
+    def decode_windows(self) -> Windows:
+        """The windows of latent frames that `decode` takes one after the other."""
+        return self._facts.decode_windows
 
     def latent_frames(self, frames: int) -> int:
         """T for F pixel frames; frames that no window holds are left out."""

@@ -27,9 +27,9 @@ from nova_jax.autoencoders.convolution import (
     Options,
     Resized,
     Video,
-    Windows,
     repeat_pixels,
 )
+from nova_jax.autoencoders.windows import Windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ Letters in shapes:
     B clips   T frames   H, W rows and columns   C channels
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
 
@@ -17,6 +16,8 @@ from einops import rearrange
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from nova_jax.autoencoders.windows import Windows
 
 Video = Float[Array, "b t h w c"]
 # What comes of one: with other channels, or of another size in all.
@@ -171,38 +172,6 @@ class Downsample(nnx.Module):
 def repeat_pixels(x: Video, times: int) -> Float[Array, "b t {times}*h {times}*w c"]:
     """Repeats rows and columns: the nearest neighbor, at a whole factor."""
     return x.repeat(times, axis=2).repeat(times, axis=3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """How a long clip is taken in parts that overlap, each by itself.
-
-    Attributes:
-        size: frames of a part. A clip that is no longer is taken whole.
-        step: frames from the start of a part to the start of the next; those that do not fit are
-            left out.
-        drop: frames at the start of every later part's result that repeat the part before.
-    """
-
-    size: int
-    step: int
-    drop: int
-
-    def results(self, frames: int, of_part: Callable[[int], int]) -> int:
-        """Frames of the result, where a part of n frames gives `of_part(n)`."""
-        if frames <= self.size:
-            return of_part(frames)
-        later = (frames - self.size) // self.step
-        return of_part(self.size) + later * (of_part(self.size) - self.drop)
-
-    def run(self, network: Callable[[Video], Resized], x: Video) -> Resized:
-        """Runs part after part, in the memory of one, and joins what they give."""
-        if x.shape[1] <= self.size:
-            return network(x)
-        starts = range(0, x.shape[1] - self.size + 1, self.step)
-        parts = jax.lax.map(network, jnp.stack([x[:, i : i + self.size] for i in starts]))
-        later = rearrange(parts[1:, :, self.drop :], "n b t h w c -> b (n t) h w c")
-        return jnp.concatenate([parts[0], later], axis=1)
 
 
 class Autoencoder(nnx.Module):

@@ -13,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
+from nova_jax.autoencoders.windows import Windows
+
 #: Codecs that only do arithmetic serve data workers (NumPy) and the device (JAX) alike.
 Array = np.ndarray | jax.Array
 
@@ -34,6 +36,10 @@ class VideoCodec(Protocol):
     @property
     def scaling(self) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, " C"]]:
         """Scale and shift: (mean − shift)·scale is the latent of a mean among the moments."""
+
+    @property
+    def decode_windows(self) -> Windows:
+        """The windows of latent frames that `decode` takes one after the other."""
 
     @property
     def network(self) -> nnx.Module | None:

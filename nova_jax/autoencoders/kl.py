@@ -27,10 +27,10 @@ from nova_jax.autoencoders.convolution import (
     Options,
     Resized,
     Video,
-    Windows,
     activated,
     repeat_pixels,
 )
+from nova_jax.autoencoders.windows import Windows
 from nova_jax.kernels.attention import attention
 
 

@@ -18,7 +18,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from nova_jax.autoencoders.convolution import Autoencoder, Mapped, Options, Resized, Video, Windows
+from nova_jax.autoencoders.convolution import Autoencoder, Mapped, Options, Resized, Video
+from nova_jax.autoencoders.windows import Windows
 from nova_jax.models.embeddings import FREQUENCY_CHANNELS, sinusoid
 
 _FOLD = "b (t r) (h p) (w q) c -> b t h w (c r p q)"

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from nova_jax.autoencoders.interface import Array
+from nova_jax.autoencoders.windows import Windows
 from nova_jax.config import Checked, Positive
 
 
@@ -39,6 +40,7 @@ class PixelCodec(Checked):
     latent_channels: ClassVar[int] = 3
     stride: ClassVar[int] = 1
     network: ClassVar[None] = None
+    decode_windows: ClassVar[Windows] = Windows(size=1, step=1, drop=0)
     shift: float = -0.911
     scale: Positive = 3.34
 

@@ -1,0 +1,437 @@
+"""Sessions: videos that are made frame by frame, and steered while they are.
+
+    session = pipeline.start("a red seven moves to the left", seed=1)
+    for frames in session.stream(16): ...       # pixels as they come
+    session.prompt("a blue seven moves up")     # from the next frame on
+    other = session.fork().reseed(7)            # two futures of one past
+    session.save("cut.npz")                     # pipeline.resume("cut.npz") in another process
+
+A session is a value, `nova_jax.sampling.state.VideoState`, and what its pixels still need; each
+frame replaces it by the next one. Nothing in it grows with the video.
+
+Letters: B samples, F pixel frames, H×W pixels, S slots, C latent channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jaxtyping import Float, UInt8
+
+from nova_jax.arguments import check_prompts, check_seeds
+from nova_jax.autoencoders.interface import Array
+from nova_jax.autoencoders.pixels import to_uint8
+from nova_jax.autoencoders.streaming import StreamDecoder
+from nova_jax.config import Natural, convert, from_dict
+from nova_jax.distributed.mesh import batch_sharding
+from nova_jax.errors import NovaError
+from nova_jax.files import new_output, publish, unfinished
+from nova_jax.models.nova import Conditions
+from nova_jax.request import Prompt, Request
+from nova_jax.sampling.denoise import KeyedNoise
+from nova_jax.sampling.frames import compiled_step
+from nova_jax.sampling.keys import noise_keys, order_keys, sample_key
+from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.order import reveal_order
+from nova_jax.sampling.state import VideoState, begin
+
+if TYPE_CHECKING:
+    from nova_jax.pipeline import NovaPipeline
+
+Latents = Float[jax.Array, "b h w c"]
+Pixels = UInt8[np.ndarray, "b F H W 3"]
+
+#: Of saved sessions; raised when what an older version reads would mean something else.
+SCHEMA = 1
+# What reading a file that is none of a session, or is damaged, may end in.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+# Values of a parameter that a model is told apart by.
+_PRINTED = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A prompt that goes over into another one.
+
+    Attributes:
+        old: what the frames before it were made from.
+        new: what they become.
+        over: frames from the one to the other.
+        done: of them, those that were made.
+    """
+
+    old: Conditions
+    new: Conditions
+    over: int
+    done: int = 0
+
+    def conditions(self) -> Conditions:
+        """Of the next frame: text features between those of both prompts."""
+        share = (self.done + 1) / (self.over + 1)
+        assert self.old.text is not None and self.new.text is not None
+        assert self.old.text_length is not None and self.new.text_length is not None
+        return dataclasses.replace(
+            self.new,
+            text=(1 - share) * self.old.text + share * self.new.text,
+            text_length=jnp.maximum(self.old.text_length, self.new.text_length),
+        )
+
+
+class Session:
+    """Videos that go on for as long as they are asked to; `NovaPipeline.start` makes one.
+
+    Attributes:
+        state: all that the next frame is made from.
+        sampling: how frames are drawn.
+        flow: motion score.
+        prompts: one for each sample.
+    """
+
+    def __init__(
+        self,
+        pipeline: NovaPipeline,
+        state: VideoState,
+        sampling: SamplingConfig,
+        flow: float,
+        prompts: Sequence[Prompt],
+        *,
+        decoder: StreamDecoder | None = None,
+        given: Float[jax.Array, "b g h w c"] | None = None,
+        change: Change | None = None,
+    ) -> None:
+        self.state, self.sampling, self.flow, self.prompts = state, sampling, flow, list(prompts)
+        self._pipeline, self._decoder = pipeline, decoder or StreamDecoder()
+        # Frames that the videos begin with, which nobody saw yet.
+        self._given, self._change = given, change
+
+    @classmethod
+    def of_request(cls, pipeline: NovaPipeline, request: Request) -> Session:
+        """The session of all samples of a request, before anything is drawn.
+
+        Raises:
+            NovaError: the pipeline's devices cannot share so many samples.
+        """
+        batch = request.batches(1, all_take_part=False)[0]
+        inputs = pipeline.encode(request, batch)
+        state = begin(
+            pipeline.config,
+            inputs["conditions"],
+            inputs["negative"],
+            inputs["keys"],
+            inputs["given"],
+            request.order,
+            request.noise,
+            slots=min(request.frames, request.sampling.window or request.frames),
+            context_noise=request.sampling.context_noise,
+        )
+        prompts = [request.prompts[prompt] for prompt in batch.prompts]
+        return cls(
+            pipeline,
+            jax.device_put(state, _sharding(pipeline, len(prompts), request.sampling)),
+            request.sampling,
+            request.flow,
+            prompts,
+            given=inputs["given"],
+        )
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @property
+    def frame(self) -> int:
+        """Number of the next latent frame, from 0."""
+        return int(self.state.frame[0])
+
+    def latents(
+        self, max_latent_frames: int | None = None
+    ) -> Iterator[Float[jax.Array, "b h w c"]]:
+        """As `stream`, but gives latent frames, and those alone that are drawn.
+
+        Raises:
+            NovaError: see `stream`.
+        """
+        left = max_latent_frames
+        left = left if left is None else convert(Natural, left, "max_latent_frames")
+        pipeline = self._pipeline
+        mesh, model = pipeline.placement.shared(len(self), self.sampling.sampler)
+        step = compiled_step(
+            model,
+            self.state,
+            pipeline.schedule,
+            self.sampling,
+            parallelism=pipeline.placement.parallelism(mesh),
+        )
+        while left is None or left > 0:
+            if self.frame >= self.state.slots and self.state.slots < 3:
+                raise NovaError(
+                    f"a session of {self.state.slots} latent frames has no place for more; start "
+                    "it with max_latent_length (num_frames) of at least 3"
+                )
+            if self._change is not None:
+                self.state = dataclasses.replace(self.state, conditions=self._change.conditions())
+            self.state, latents = step(self.state, None)
+            if self._change is not None:
+                change = dataclasses.replace(self._change, done=self._change.done + 1)
+                self._change = change if change.done < change.over else None
+                if self._change is None:
+                    self.state = dataclasses.replace(self.state, conditions=change.new)
+            left = left if left is None else left - 1
+            yield latents
+
+    def stream(
+        self, max_latent_frames: int | None = None
+    ) -> Iterator[UInt8[np.ndarray, "b F H W 3"]]:
+        """Goes on, and gives pixels as they come; the caller may stop at any frame and go on later.
+
+        A codec with windows in time gives the pixels of a window when it is full, the same as at
+        once of the whole video. What the videos begin with comes first.
+
+        Args:
+            max_latent_frames: latent frames to draw; without an end by default.
+
+        Raises:
+            NovaError: there is no place for more frames, or the sampler does not run here.
+        """
+        codec = self._pipeline.codec
+        if self._given is not None:
+            given, self._given = self._given, None
+            self._decoder, ready = self._decoder.push(codec, given)
+            yield from map(_pixels, ready)
+        for latents in self.latents(max_latent_frames):
+            self._decoder, ready = self._decoder.push(codec, latents[:, None])
+            yield from map(_pixels, ready)
+        self._decoder, ready = self._decoder.flush(codec)
+        yield from map(_pixels, ready)
+
+    def prompt(self, prompt: str | int | Sequence[str] | Sequence[int], over: int = 0) -> Session:
+        """Changes what is shown, from the next frame on; those before it stay as they are.
+
+        What is looked back at is described anew under the new prompt (LongLive, arXiv 2509.22622,
+        section 3.2, keeps a cache that has to be recomputed for it).
+
+        Args:
+            prompt: one for all samples, or one for each.
+            over: frames that lie between the prompts: their text features go over from one to the
+                other.
+
+        Returns:
+            The session itself.
+
+        Raises:
+            NovaError: there are as many prompts neither as one nor as samples, or they are none.
+        """
+        given = check_prompts(prompt, None, "prompt", self._pipeline.config)
+        if len(given) not in (1, len(self)):
+            raise NovaError(f"{len(given)} prompts for {len(self)} samples; give one, or one each")
+        over = convert(Natural, over, "over")
+        if over and self._pipeline.text_encoder is None:
+            raise NovaError("classes do not go over into each other; leave over out")
+        self.prompts = given * len(self) if len(given) == 1 else given
+        new = self._pipeline.conditions(self.prompts, self.flow)
+        new = jax.device_put(new, _sharding(self._pipeline, len(self), self.sampling))
+        self._change = Change(self.state.conditions, new, over) if over else None
+        if not over:
+            self.state = dataclasses.replace(self.state, conditions=new)
+        return self
+
+    def fork(self) -> Session:
+        """Another session with the same past; from here on both go their own way."""
+        return copy.copy(self)
+
+    def reseed(self, seed: int | Sequence[int]) -> Session:
+        """Draws what follows with another seed, one for all samples or one for each.
+
+        Returns:
+            The session itself.
+
+        Raises:
+            NovaError: a seed is none, or there are as many neither as one nor as samples.
+        """
+        config = self._pipeline.config
+        keys = jnp.stack([sample_key(key, 0) for key in check_seeds(seed, None, len(self))])
+        keys = jax.device_put(keys, _sharding(self._pipeline, len(self), self.sampling))
+        self.state = dataclasses.replace(
+            self.state,
+            keys=keys,
+            order=reveal_order(order_keys(keys), config.num_tokens),
+            noise=KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim),
+        )
+        return self
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Writes the session, to be gone on with by `NovaPipeline.resume`.
+
+        Raises:
+            NovaError: the file exists, or cannot be written.
+        """
+        path = new_output(file)
+        parts = {
+            "state": self.state,
+            "waiting": self._decoder.waiting,
+            "given": self._given,
+            "old": self._change and self._change.old,
+            "new": self._change and self._change.new,
+        }
+        arrays = {
+            f"{name}{jax.tree_util.keystr(path)}": _plain(leaf)
+            for name, part in parts.items()
+            for path, leaf in jax.tree_util.tree_leaves_with_path(part)
+        }
+        about = {
+            "schema": SCHEMA,
+            "model": self._pipeline.fingerprint,
+            "sampling": dataclasses.asdict(self.sampling),
+            "flow": self.flow,
+            "prompts": [p if isinstance(p, str | int) else None for p in self.prompts],
+            "decoder": [self._decoder.shown, self._decoder.first],
+            "change": [self._change.over, self._change.done] if self._change else None,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(path) as temporary, open(temporary, "wb") as opened:
+            arrays["about"] = np.array(json.dumps(about))
+            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
+            opened.close()
+            publish(temporary, path)
+
+    @classmethod
+    def resume(cls, pipeline: NovaPipeline, file: str | os.PathLike[str]) -> Session:
+        """The session that `save` wrote, on this pipeline's devices.
+
+        Raises:
+            NovaError: the file is none of a session, is damaged, or is of another model.
+        """
+        about, arrays = _read(file)
+        if about["model"] != pipeline.fingerprint:
+            raise NovaError(
+                f"{file} is a session of another model, or of the same one in another dtype; "
+                "load the one that it was saved with"
+            )
+        count = len(arrays["state.frame"])
+
+        def part(name: str, kind: Any) -> Any:
+            fields = {
+                key[len(name) :]: value for key, value in arrays.items() if key.startswith(name)
+            }
+            return jax.device_put(kind(fields), sharding) if fields else None
+
+        try:
+            sampling = from_dict(SamplingConfig, about["sampling"], "sampling")
+            sharding = _sharding(pipeline, count, sampling)
+            state = part("state", lambda fields: _state(fields, pipeline))
+            change, old, new = about["change"], part("old", _conditions), part("new", _conditions)
+            return cls(
+                pipeline,
+                state,
+                sampling,
+                float(about["flow"]),
+                about["prompts"],
+                decoder=StreamDecoder(part("waiting", _array), *about["decoder"]),
+                given=part("given", _array),
+                change=None if change is None else Change(old, new, *change),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise NovaError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+
+def _sharding(pipeline: NovaPipeline, samples: int, sampling: SamplingConfig) -> NamedSharding:
+    """Where so many samples lie."""
+    return batch_sharding(pipeline.placement.shared(samples, sampling.sampler)[0])
+
+
+def fingerprint(model: nnx.Module, config: Mapping[str, Any]) -> str:
+    """A name of a model that tells it from others: of its sizes and of some of each parameter."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        some = variable.get_value().ravel()[:_PRINTED]
+        digest.update(f"{path}{some.dtype}".encode() + np.asarray(some).tobytes())
+    return digest.hexdigest()[:32]
+
+
+@jax.jit
+def _to_pixels(frames: Float[Array, "b F H W 3"]) -> UInt8[Array, "b F H W 3"]:
+    return to_uint8(frames)
+
+
+def _pixels(frames: Float[Array, "b F H W 3"]) -> Pixels:
+    """Frames for people.
+
+    Raises:
+        NovaError: some number in them is not finite.
+    """
+    if not bool(jnp.isfinite(frames).all()):
+        raise NovaError("pixels are not finite; compute in float32, or with less guidance")
+    return np.asarray(_to_pixels(frames))
+
+
+def _plain(leaf: jax.Array) -> np.ndarray:
+    """An array as NumPy has it; of keys their numbers."""
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _array(fields: Mapping[str, np.ndarray]) -> np.ndarray:
+    return fields[""]
+
+
+def _conditions(fields: Mapping[str, np.ndarray]) -> Conditions:
+    arrays = {name[1:]: jnp.asarray(value) for name, value in fields.items()}
+    return Conditions(**arrays)
+
+
+def _state(fields: dict[str, np.ndarray], pipeline: NovaPipeline) -> VideoState:
+    """The state out of its arrays by path."""
+    config, batch = pipeline.config, len(fields[".frame"])
+    seen = fields[".seen"]
+    if seen.ndim != 5 or seen.shape[2:] != (*config.latent_size, config.latent_channels):
+        raise ValueError(f"frames of shape {list(seen.shape)}")
+    if fields[".order"].shape != (batch, config.num_tokens):
+        raise ValueError(f"orders of shape {list(fields['.order'].shape)}")
+
+    def nested(name: str) -> Conditions:
+        start = f".{name}"
+        return _conditions({k[len(start) :]: v for k, v in fields.items() if k.startswith(start)})
+
+    keys = jax.random.wrap_key_data(jnp.asarray(fields[".keys"]))
+    noise = jax.random.wrap_key_data(jnp.asarray(fields[".noise.keys"]))
+    return VideoState(
+        conditions=nested("conditions"),
+        negative=nested("negative"),
+        keys=keys,
+        order=jnp.asarray(fields[".order"]),
+        noise=KeyedNoise(noise, config.num_tokens, config.token_dim),
+        seen=jnp.asarray(seen),
+        frame=jnp.asarray(fields[".frame"]),
+        drawn=jnp.asarray(fields[".drawn"]),
+    )
+
+
+def _read(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a saved session says of itself, and its arrays."""
+    try:
+        with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+        about = json.loads(str(arrays.pop("about")))
+        schema = about["schema"]
+    except _UNREADABLE as error:
+        raise NovaError(
+            f"{file} is no saved session, or is damaged ({error}); give what Session.save wrote"
+        ) from error
+    if schema != SCHEMA:
+        raise NovaError(
+            f"{file} is a session of format {schema}, this version reads {SCHEMA}; go on with the "
+            "version that saved it"
+        )
+    return about, arrays
