@@ -15,13 +15,13 @@ from ml_collections import ConfigDict, config_dict
 
 # What the shorter run has in place of the values below.
 DEMO = dict(
-    steps=4000,
+    steps=3000,
     motion_flow=1.4,
     model=dict(latent_size=(24, 24), patch_size=6, frames=4),
     codec=dict(shift=-0.911, scale=2.3),
     # Paths that start where pictures are, which are learned soonest.
     dataset=dict(size=(24, 24), frames=4, fps=4.0, digit_size=12.0, walls=False, middle=0.0),
-    data=dict(picture_batches_first=600),
+    data=dict(picture_batches_first=500),
     first_frame_loss=1 / 3,
     context=dict(noise=0.0, window=None),
     sampling=dict(num_inference_steps=8, guidance=dict(scale=2.0), window=None),

@@ -7,6 +7,8 @@ Variants:
 
     pretrain   from a trained image model, as published: 512 videos a batch, 80,000 steps
     finetune   from the released video model
+    long       the same for videos that go on: windows of clips twice as long, all frames count alike,
+               some noise on those before (docs/drift.md)
     i2v        the same for image to video only: no loss on the first frame, which is given
     lora_24gb  adapters of 16 columns to the released model, on one GPU of 24 GB
     v5e8       all parameters of the released model, on the eight chips of a TPU v5e-8
@@ -28,6 +30,7 @@ RELEASED = "BAAI/nova-d48w1024-osp480"
 RUNS = {
     "pretrain": (512, 80_000, 8),
     "finetune": (128, 10_000, 8),
+    "long": (128, 10_000, 8),
     "i2v": (128, 10_000, 8),
     "lora_24gb": (1, 8_000, 1),
     "v5e8": (8, 5_000, 8),
@@ -100,6 +103,19 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
     config.context = dict(
         noise=0.0, dropout=0.0, own=0.0, own_steps=4, window=config_dict.placeholder(int)
     )
+    config.sampling = dict(
+        num_inference_steps=64,
+        num_diffusion_steps=25,
+        guidance=dict(scale=5.0),
+        window=config_dict.placeholder(int),
+    )
+    if run == "long":
+        # What made the digits' videos hold together. Clips of 65 frames are 17 latent ones, of
+        # which a step sees the first and eight in a row, as generation with this window does.
+        config.dataset.latent_frames = 17
+        config.first_frame_loss = 1 / 8
+        config.context.update(noise=0.1, window=9)
+        config.sampling.window = 9
     config.dtype = "bfloat16"
     config.remat = "full"
     config.mesh = dict(data=config_dict.placeholder(int), fsdp=fsdp, context=1, tensor=1)
@@ -114,5 +130,4 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
     config.validation = dict(every=1000, batches=2)
     # Videos drawn on the way need `codec` and `text_encoder`, see docs/training.md.
     config.samples = dict(every=1000, prompts=())
-    config.sampling = dict(num_inference_steps=64, num_diffusion_steps=25, guidance=dict(scale=5.0))
     return config

@@ -20,7 +20,7 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline", "request", "arguments", "budget"),
+    ("pipeline", "request", "arguments", "budget", "placement", "session"),
     ("training", "prepare", "export", "digits", "drift"),
     ("plan", "parity"),
     ("recipes",),
