@@ -56,7 +56,8 @@ from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.session import Session, fingerprint
+from nova_jax.session import Session
+from nova_jax.session_file import fingerprint
 from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
@@ -311,11 +312,7 @@ class NovaPipeline:
         return self._run(request)
 
     def _generate(self, request: Request) -> Output:
-        """Generates videos, or pictures where there is one frame, all that `stream` gives.
-
-        Returns:
-            The samples in the order of the prompts, those of one prompt next to each other.
-        """
+        """Generates videos, or pictures where there is one frame: all that `stream` gives."""
         self._check_memory(request, returned=True)
         return Output.joined(list(self._run(request)))
 
@@ -337,7 +334,7 @@ class NovaPipeline:
     start = asking(request, _start)
 
     def resume(self, file: str | os.PathLike[str]) -> Session:
-        """The session that `nova_jax.session.Session.save` wrote."""
+        """The session that `Session.save` wrote, see there."""
         return Session.resume(self, file)
 
     @functools.cached_property
@@ -400,9 +397,7 @@ class NovaPipeline:
     def sampling_with(
         self, sampling: SamplingConfig | None = None, **options: Any
     ) -> SamplingConfig:
-        """How samples are drawn, by default the pipeline's own way, with options on top.
-
-        Options that are None stay what they are.
+        """How samples are drawn: in the pipeline's own way, but for options that are not None.
 
         Raises:
             NovaError: An option's value makes no sense, see `nova_jax.sampling.options`.

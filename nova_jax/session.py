@@ -16,50 +16,62 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Float, UInt8
 
+from nova_jax import session_file
 from nova_jax.arguments import check_prompts, check_seeds
-from nova_jax.autoencoders.interface import Array
+from nova_jax.autoencoders.interface import Array, VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.autoencoders.streaming import StreamDecoder
 from nova_jax.config import Natural, convert, from_dict
 from nova_jax.distributed.mesh import batch_sharding
 from nova_jax.errors import NovaError
-from nova_jax.files import new_output, publish, unfinished
+from nova_jax.files import new_output
+from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions
-from nova_jax.request import Prompt, Request
+from nova_jax.placement import Placement
+from nova_jax.request import Batch, Prompt, Request
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.frames import compiled_step
 from nova_jax.sampling.keys import noise_keys, order_keys, sample_key
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import reveal_order
+from nova_jax.sampling.schedules import Schedule
 from nova_jax.sampling.state import VideoState, begin
-
-if TYPE_CHECKING:
-    from nova_jax.pipeline import NovaPipeline
+from nova_jax.session_file import array_of, conditions_of
+from nova_jax.text.interface import TextEncoder
 
 Latents = Float[jax.Array, "b h w c"]
 Pixels = UInt8[np.ndarray, "b F H W 3"]
 
-#: Of saved sessions; raised when what an older version reads would mean something else.
-SCHEMA = 1
-# What reading a file that is none of a session, or is damaged, may end in.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-# Values of a parameter that a model is told apart by.
-_PRINTED = 1024
+
+class Maker(Protocol):
+    """What a session needs of a `nova_jax.pipeline.NovaPipeline`."""
+
+    config: NovaConfig
+    schedule: Schedule
+    codec: VideoCodec
+    text_encoder: TextEncoder | None
+    placement: Placement
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the model from others."""
+
+    def encode(self, request: Request, batch: Batch) -> dict[str, Any]:
+        """What the samples of a batch are made from."""
+
+    def conditions(self, prompts: Sequence[Prompt], flow: float) -> Conditions:
+        """Conditions of prompts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +114,7 @@ class Session:
 
     def __init__(
         self,
-        pipeline: NovaPipeline,
+        pipeline: Maker,
         state: VideoState,
         sampling: SamplingConfig,
         flow: float,
@@ -118,7 +130,7 @@ class Session:
         self._given, self._change = given, change
 
     @classmethod
-    def of_request(cls, pipeline: NovaPipeline, request: Request) -> Session:
+    def of_request(cls, pipeline: Maker, request: Request) -> Session:
         """The session of all samples of a request, before anything is drawn.
 
         Raises:
@@ -285,13 +297,7 @@ class Session:
             "old": self._change and self._change.old,
             "new": self._change and self._change.new,
         }
-        arrays = {
-            f"{name}{jax.tree_util.keystr(path)}": _plain(leaf)
-            for name, part in parts.items()
-            for path, leaf in jax.tree_util.tree_leaves_with_path(part)
-        }
         about = {
-            "schema": SCHEMA,
             "model": self._pipeline.fingerprint,
             "sampling": dataclasses.asdict(self.sampling),
             "flow": self.flow,
@@ -299,65 +305,53 @@ class Session:
             "decoder": [self._decoder.shown, self._decoder.first],
             "change": [self._change.over, self._change.done] if self._change else None,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(path) as temporary, open(temporary, "wb") as opened:
-            arrays["about"] = np.array(json.dumps(about))
-            np.savez_compressed(opened, **arrays)  # type: ignore[arg-type]
-            opened.close()
-            publish(temporary, path)
+        session_file.write(path, about, parts)
 
     @classmethod
-    def resume(cls, pipeline: NovaPipeline, file: str | os.PathLike[str]) -> Session:
+    def resume(cls, pipeline: Maker, file: str | os.PathLike[str]) -> Session:
         """The session that `save` wrote, on this pipeline's devices.
 
         Raises:
             NovaError: the file is none of a session, is damaged, or is of another model.
         """
-        about, arrays = _read(file)
+        about, arrays = session_file.read(file)
         if about["model"] != pipeline.fingerprint:
             raise NovaError(
                 f"{file} is a session of another model, or of the same one in another dtype; "
                 "load the one that it was saved with"
             )
-        count = len(arrays["state.frame"])
 
-        def part(name: str, kind: Any) -> Any:
-            fields = {
-                key[len(name) :]: value for key, value in arrays.items() if key.startswith(name)
-            }
+        def part(name: str, kind: Callable[[Mapping[str, np.ndarray]], Any]) -> Any:
+            fields = {k[len(name) :]: v for k, v in arrays.items() if k.startswith(name)}
             return jax.device_put(kind(fields), sharding) if fields else None
 
         try:
             sampling = from_dict(SamplingConfig, about["sampling"], "sampling")
-            sharding = _sharding(pipeline, count, sampling)
-            state = part("state", lambda fields: _state(fields, pipeline))
-            change, old, new = about["change"], part("old", _conditions), part("new", _conditions)
+            samples = len(arrays["state.frame"])
+            sharding = _sharding(pipeline, samples, sampling)
+            state = part("state", partial(session_file.state_of, pipeline.config))
+            change, old, new = (
+                about["change"],
+                part("old", conditions_of),
+                part("new", conditions_of),
+            )
             return cls(
                 pipeline,
                 state,
                 sampling,
                 float(about["flow"]),
                 about["prompts"],
-                decoder=StreamDecoder(part("waiting", _array), *about["decoder"]),
-                given=part("given", _array),
+                decoder=StreamDecoder(part("waiting", array_of), *about["decoder"]),
+                given=part("given", array_of),
                 change=None if change is None else Change(old, new, *change),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise NovaError(f"{file} is damaged ({error}); restore it from a copy") from error
 
 
-def _sharding(pipeline: NovaPipeline, samples: int, sampling: SamplingConfig) -> NamedSharding:
+def _sharding(pipeline: Maker, samples: int, sampling: SamplingConfig) -> NamedSharding:
     """Where so many samples lie."""
     return batch_sharding(pipeline.placement.shared(samples, sampling.sampler)[0])
-
-
-def fingerprint(model: nnx.Module, config: Mapping[str, Any]) -> str:
-    """A name of a model that tells it from others: of its sizes and of some of each parameter."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        some = variable.get_value().ravel()[:_PRINTED]
-        digest.update(f"{path}{some.dtype}".encode() + np.asarray(some).tobytes())
-    return digest.hexdigest()[:32]
 
 
 @jax.jit
@@ -374,64 +368,3 @@ def _pixels(frames: Float[Array, "b F H W 3"]) -> Pixels:
     if not bool(jnp.isfinite(frames).all()):
         raise NovaError("pixels are not finite; compute in float32, or with less guidance")
     return np.asarray(_to_pixels(frames))
-
-
-def _plain(leaf: jax.Array) -> np.ndarray:
-    """An array as NumPy has it; of keys their numbers."""
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-
-def _array(fields: Mapping[str, np.ndarray]) -> np.ndarray:
-    return fields[""]
-
-
-def _conditions(fields: Mapping[str, np.ndarray]) -> Conditions:
-    arrays = {name[1:]: jnp.asarray(value) for name, value in fields.items()}
-    return Conditions(**arrays)
-
-
-def _state(fields: dict[str, np.ndarray], pipeline: NovaPipeline) -> VideoState:
-    """The state out of its arrays by path."""
-    config, batch = pipeline.config, len(fields[".frame"])
-    seen = fields[".seen"]
-    if seen.ndim != 5 or seen.shape[2:] != (*config.latent_size, config.latent_channels):
-        raise ValueError(f"frames of shape {list(seen.shape)}")
-    if fields[".order"].shape != (batch, config.num_tokens):
-        raise ValueError(f"orders of shape {list(fields['.order'].shape)}")
-
-    def nested(name: str) -> Conditions:
-        start = f".{name}"
-        return _conditions({k[len(start) :]: v for k, v in fields.items() if k.startswith(start)})
-
-    keys = jax.random.wrap_key_data(jnp.asarray(fields[".keys"]))
-    noise = jax.random.wrap_key_data(jnp.asarray(fields[".noise.keys"]))
-    return VideoState(
-        conditions=nested("conditions"),
-        negative=nested("negative"),
-        keys=keys,
-        order=jnp.asarray(fields[".order"]),
-        noise=KeyedNoise(noise, config.num_tokens, config.token_dim),
-        seen=jnp.asarray(seen),
-        frame=jnp.asarray(fields[".frame"]),
-        drawn=jnp.asarray(fields[".drawn"]),
-    )
-
-
-def _read(file: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a saved session says of itself, and its arrays."""
-    try:
-        with open(file, "rb") as raw, np.load(raw, allow_pickle=False) as opened:
-            arrays = {name: opened[name] for name in opened.files}
-        about = json.loads(str(arrays.pop("about")))
-        schema = about["schema"]
-    except _UNREADABLE as error:
-        raise NovaError(
-            f"{file} is no saved session, or is damaged ({error}); give what Session.save wrote"
-        ) from error
-    if schema != SCHEMA:
-        raise NovaError(
-            f"{file} is a session of format {schema}, this version reads {SCHEMA}; go on with the "
-            "version that saved it"
-        )
-    return about, arrays
