@@ -56,4 +56,6 @@ class StreamDecoder:
         if self.waiting is None or not self.first:
             return self, []
         pixels = codec.decode(self.waiting)[:, self.shown :]
+        if not pixels.shape[1]:
+            return self, []
         return dataclasses.replace(self, shown=self.shown + pixels.shape[1]), [pixels]
