@@ -7,7 +7,7 @@ Variants:
 
     pretrain   from a trained image model, as published: 512 videos a batch, 80,000 steps
     finetune   from the released video model
-    long       the same for videos that go on: windows of clips twice as long, all frames count alike,
+    long       the same for videos that go on: windows of clips twice as long, frames count alike,
                some noise on those before (docs/drift.md)
     i2v        the same for image to video only: no loss on the first frame, which is given
     lora_24gb  adapters of 16 columns to the released model, on one GPU of 24 GB
