@@ -40,7 +40,7 @@ from nova_jax.sampling.order import (
     to_reveal_order,
     to_row_major,
 )
-from nova_jax.sampling.schedules import Schedule
+from nova_jax.sampling.schedules import SamplingSteps, Schedule
 from nova_jax.sampling.state import VideoState, begin
 
 
@@ -98,7 +98,7 @@ class FramePlan:
     sampling: SamplingConfig
 
     @functools.cached_property
-    def steps(self) -> Any:
+    def steps(self) -> SamplingSteps:
         """Diffusion steps of an AR step."""
         return self.schedule.sampling_steps(
             self.sampling.num_diffusion_steps, self.sampling.flow_shift
