@@ -221,6 +221,8 @@ def asking(
     annotation = inspect.signature(answer).return_annotation
     signature = inspect.signature(request).replace(return_annotation=annotation)
     call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__wrapped__ = request  # type: ignore[attr-defined]
+    call.__annotations__ = request.__annotations__ | {"return": annotation}
     about, arguments = inspect.getdoc(answer) or "", inspect.getdoc(request) or ""
     first, _, rest = about.partition("\n\nReturns:")
     taken = arguments[arguments.index("Args:") : arguments.index("Returns:")].rstrip()
