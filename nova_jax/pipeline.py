@@ -44,10 +44,7 @@ from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoin
 from nova_jax.checkpoints.run import Step
 from nova_jax.config import Count, FrameRate, MotionScore, convert
 from nova_jax.distributed.memory import device_bytes
-from nova_jax.distributed.mesh import (
-    MeshLayout,
-    batch_sharding,
-)
+from nova_jax.distributed.mesh import MeshLayout, batch_sharding
 from nova_jax.errors import NovaError
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.placement import Placement

@@ -40,13 +40,11 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions
 from nova_jax.placement import Placement
 from nova_jax.request import Batch, Prompt, Request
-from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.frames import compiled_step
-from nova_jax.sampling.keys import noise_keys, order_keys, sample_key
+from nova_jax.sampling.keys import sample_key
 from nova_jax.sampling.options import SamplingConfig
-from nova_jax.sampling.order import reveal_order
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.sampling.state import VideoState, begin
+from nova_jax.sampling.state import VideoState, begin, draws
 from nova_jax.session_file import array_of, conditions_of
 from nova_jax.text.interface import TextEncoder
 
@@ -146,7 +144,7 @@ class Session:
             inputs["given"],
             request.order,
             request.noise,
-            slots=min(request.frames, request.sampling.window or request.frames),
+            slots=request.sampling.slots(request.frames),
             context_noise=request.sampling.context_noise,
         )
         prompts = [request.prompts[prompt] for prompt in batch.prompts]
@@ -187,7 +185,7 @@ class Session:
             parallelism=pipeline.placement.parallelism(mesh),
         )
         while left is None or left > 0:
-            if self.frame >= self.state.slots and self.state.slots < 3:
+            if self.state.slots < 3 and self.frame >= self.state.slots:
                 raise NovaError(
                     f"a session of {self.state.slots} latent frames has no place for more; start "
                     "it with max_latent_length (num_frames) of at least 3"
@@ -272,15 +270,10 @@ class Session:
         Raises:
             NovaError: a seed is none, or there are as many neither as one nor as samples.
         """
-        config = self._pipeline.config
         keys = jnp.stack([sample_key(key, 0) for key in check_seeds(seed, None, len(self))])
         keys = jax.device_put(keys, _sharding(self._pipeline, len(self), self.sampling))
-        self.state = dataclasses.replace(
-            self.state,
-            keys=keys,
-            order=reveal_order(order_keys(keys), config.num_tokens),
-            noise=KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim),
-        )
+        order, noise = draws(self._pipeline.config, keys)
+        self.state = dataclasses.replace(self.state, keys=keys, order=order, noise=noise)
         return self
 
     def save(self, file: str | os.PathLike[str]) -> None:

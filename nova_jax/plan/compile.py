@@ -191,7 +191,7 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         batch=samples,
         passes=sampling.guidance.passes,
         frames=frames,
-        slots=min(frames, sampling.window or frames),
+        slots=sampling.slots(frames),
         sets=set_sizes(model.num_tokens, sampling.num_inference_steps).tolist(),
         diffusion_steps=sampling.num_diffusion_steps,
         condition_tokens=model.condition_tokens,

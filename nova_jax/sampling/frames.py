@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -333,37 +333,19 @@ def generate(
         given,
         order,
         noise,
-        slots=min(frames, config.window or frames),
+        slots=config.slots(frames),
         context_noise=config.context_noise,
     )
     video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
-    following = frames_after(model, state, schedule, config, parallelism=parallelism)
+    step = compiled_step(model, state, schedule, config, parallelism=parallelism)
     for frame in range(frames):
         if frame >= prefix:
-            video.append(next(following))
+            state, latents = step(state, None)
+            video.append(latents)
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
     return jnp.stack(video, axis=1)
-
-
-def frames_after(
-    model: Nova,
-    state: VideoState,
-    schedule: Schedule,
-    sampling: SamplingConfig,
-    *,
-    parallelism: Parallelism = single_device,
-) -> Iterator[Float[Array, "b h w c"]]:
-    """The frames that follow a state, without an end.
-
-    Raises:
-        NovaError: the sampler does not run here.
-    """
-    program = compiled_step(model, state, schedule, sampling, parallelism=parallelism)
-    while True:
-        state, latents = program(state, None)
-        yield latents
 
 
 def compiled_step(
@@ -399,7 +381,7 @@ def generate_in_one(
     negative: Conditions | None = None,
 ) -> Float[Array, "b t h w c"]:
     """`generate` as one traced program, whose size and compile time do not grow with frames."""
-    slots = min(frames, config.window or frames)
+    slots = config.slots(frames)
     state = begin(model.config, conditions, negative, keys, slots=slots)
 
     def one_frame(state: VideoState, _: None) -> tuple[VideoState, Array]:

@@ -56,7 +56,7 @@ def generation_bytes(
     depth, other = config.temporal_encoder_size.depth, config.spatial_decoder_size.depth
     copied = 2 * narrow * parameters / (depth + other)
 
-    slots = min(frames, sampling.window or frames)
+    slots = sampling.slots(frames)
     tokens = config.condition_tokens + slots * config.indicator_tokens
     latent = 4 * samples * config.num_tokens * config.token_dim
     # All frames, and those that are looked back at, before and after a step.

@@ -43,6 +43,10 @@ class SamplingConfig(Checked):
     context_noise: Annotated[float, Range(0, below=1)] = 0.0
     sampler: Implementation = "auto"
 
+    def slots(self, frames: int) -> int:
+        """S, latent frames that the temporal encoder looks over in a video of so many."""
+        return min(frames, self.window or frames)
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:

@@ -96,7 +96,7 @@ def begin(
         slots: S.
         context_noise: see `nova_jax.sampling.options.SamplingConfig`.
     """
-    batch = len(keys)
+    batch, (own_order, own_noise) = len(keys), draws(config, keys)
     frame = jnp.zeros(batch, jnp.int32)
     seen = jnp.zeros((batch, slots - 1, *config.latent_size, config.latent_channels))
     for latents in () if given is None else jnp.unstack(given.astype(jnp.float32), axis=1):
@@ -107,14 +107,18 @@ def begin(
         conditions=conditions,
         negative=unconditional(conditions, config) if negative is None else negative,
         keys=keys,
-        order=reveal_order(order_keys(keys), config.num_tokens) if order is None else order,
-        noise=KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim)
-        if noise is None
-        else noise,
+        order=own_order if order is None else order,
+        noise=own_noise if noise is None else noise,
         seen=seen,
         frame=frame,
         drawn=jnp.zeros(batch, jnp.int32),
     )
+
+
+def draws(config: NovaConfig, keys: Key[Array, " b"]) -> tuple[Int[Array, "b n"], KeyedNoise]:
+    """Reveal order and noise of each sample, out of its key."""
+    noise = KeyedNoise(noise_keys(keys), config.num_tokens, config.token_dim)
+    return reveal_order(order_keys(keys), config.num_tokens), noise
 
 
 def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:

@@ -146,7 +146,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         muon = optax.contrib.muon(
             of_updates,
             ns_steps=4,
-            preconditioning="aol",  # as close to orthogonal as five steps without it
+            preconditioning="aol",  # spares the fifth step
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_STACKED,
             consistent_rms=0.2,
