@@ -185,21 +185,53 @@ class Session:
             parallelism=pipeline.placement.parallelism(mesh),
         )
         while left is None or left > 0:
-            if self.state.slots < 3 and self.frame >= self.state.slots:
-                raise NovaError(
-                    f"a session of {self.state.slots} latent frames has no place for more; start "
-                    "it with max_latent_length (num_frames) of at least 3"
-                )
-            if self._change is not None:
-                self.state = dataclasses.replace(self.state, conditions=self._change.conditions())
-            self.state, latents = step(self.state, None)
-            if self._change is not None:
-                change = dataclasses.replace(self._change, done=self._change.done + 1)
-                self._change = change if change.done < change.over else None
-                if self._change is None:
-                    self.state = dataclasses.replace(self.state, conditions=change.new)
+            state, latents = step(self.ready(), None)
+            self.advanced(state)
             left = left if left is None else left - 1
             yield latents
+
+    def ready(self) -> VideoState:
+        """The state that the next frame is made from; its conditions may lie between two prompts.
+
+        Raises:
+            NovaError: there is no place for more frames.
+        """
+        if self.state.slots < 3 and self.frame >= self.state.slots:
+            raise NovaError(
+                f"a session of {self.state.slots} latent frames has no place for more; start "
+                "it with max_latent_length (num_frames) of at least 3"
+            )
+        if self._change is not None:
+            self.state = dataclasses.replace(self.state, conditions=self._change.conditions())
+        return self.state
+
+    def advanced(self, state: VideoState) -> None:
+        """Takes the state after the next frame."""
+        self.state = state
+        if self._change is None:
+            return
+        change = dataclasses.replace(self._change, done=self._change.done + 1)
+        self._change = change if change.done < change.over else None
+        if self._change is None:
+            self.state = dataclasses.replace(state, conditions=change.new)
+
+    def show(
+        self, latents: Float[jax.Array, "b h w c"] | None
+    ) -> Iterator[UInt8[np.ndarray, "b F H W 3"]]:
+        """The pixels that come with a latent frame; with None, those of a window that is not full.
+
+        What the videos begin with comes first.
+        """
+        codec = self._pipeline.codec
+        if self._given is not None:
+            given, self._given = self._given, None
+            self._decoder, ready = self._decoder.push(codec, given)
+            yield from map(_pixels, ready)
+        if latents is None:
+            self._decoder, ready = self._decoder.flush(codec)
+        else:
+            self._decoder, ready = self._decoder.push(codec, latents[:, None])
+        yield from map(_pixels, ready)
 
     def stream(
         self, max_latent_frames: int | None = None
@@ -215,16 +247,9 @@ class Session:
         Raises:
             NovaError: there is no place for more frames, or the sampler does not run here.
         """
-        codec = self._pipeline.codec
-        if self._given is not None:
-            given, self._given = self._given, None
-            self._decoder, ready = self._decoder.push(codec, given)
-            yield from map(_pixels, ready)
         for latents in self.latents(max_latent_frames):
-            self._decoder, ready = self._decoder.push(codec, latents[:, None])
-            yield from map(_pixels, ready)
-        self._decoder, ready = self._decoder.flush(codec)
-        yield from map(_pixels, ready)
+            yield from self.show(latents)
+        yield from self.show(None)
 
     def prompt(self, prompt: str | int | Sequence[str] | Sequence[int], over: int = 0) -> Session:
         """Changes what is shown, from the next frame on; those before it stay as they are.

@@ -147,8 +147,12 @@ def with_noise(
     level: float | Float[Array, "*b 1 1 1"],
     noise: Float[Array, "*b h w c"],
 ) -> Float[Array, "*b h w c"]:
-    """(1 − level)·latents + level·noise: how frames are noised that others are made from."""
-    return (1 - level) * latents + level * noise
+    """latents + level·noise: how frames are noised that others are made from.
+
+    Not (1 − level)·latents + level·noise, as in flow matching: that pales them, and a model that
+    is trained to follow pale frames with full ones makes each frame bolder than the one before.
+    """
+    return latents + level * noise
 
 
 def noised(

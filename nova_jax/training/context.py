@@ -45,7 +45,7 @@ class ContextConfig(Checked):
     """What is done to the frames that the temporal encoder sees.
 
     Attributes:
-        noise: Largest noise level, 0 to 1, of frame (1 − level)·frame + level·noise; each frame
+        noise: Largest noise level, 0 to 1, of frame + level·noise; each frame
             draws its own level, evenly.
         dropout: Share of frames that are left out, 0 to 1.
         own: Share of training steps whose frames are the model's own, 0 to 1.

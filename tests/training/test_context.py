@@ -71,7 +71,7 @@ def test_noise_has_a_level_of_its_own_in_every_frame(model, latents):
     context = context_of(model, latents, noise=0.5)
     draws = ContextDraws.sample(ContextConfig(noise=0.5), jax.random.key(7), SHAPE)
     level = np.asarray(draws.level)[..., None, None, None]
-    wanted = np.asarray(latents) * (1 - level) + np.asarray(draws.noise) * level
+    wanted = np.asarray(latents) + np.asarray(draws.noise) * level
     np.testing.assert_allclose(context.latents, wanted, rtol=1e-6, atol=1e-6)
     assert len(np.unique(level)) == 6 and 0 <= level.min() and level.max() <= 0.5
     assert bool(context.known.all())
