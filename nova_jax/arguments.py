@@ -6,7 +6,6 @@ business of `nova_jax.config.convert`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -14,11 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Key
-from PIL import Image
 
-from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
-from nova_jax.autoencoders.pixels import to_float
 from nova_jax.config import Count, Range, Seed, convert, shown
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
@@ -26,8 +22,6 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.request import FirstFrames, Prompt
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.keys import seed_key
-
-logger = logging.getLogger(__name__)
 
 #: Types that a model can compute in.
 DType = Literal["float32", "bfloat16", "float16"]
@@ -85,7 +79,7 @@ def check_prompts(
     if embeds is None:
         return [_check_prompt(prompt, what, config) for prompt in given]
     try:
-        rows = [_numbers(embed, f"{what} embeddings") for embed in embeds]
+        rows = [check_numbers(embed, f"{what} embeddings") for embed in embeds]
     except TypeError:
         raise NovaError(f"{what} embeddings are {shown(embeds)}; give a list of arrays") from None
     for embed in rows:
@@ -140,16 +134,27 @@ def check_seeds(seed: int | Sequence[int], key: Any, count: int) -> list[Key[jax
 
 
 def check_frames(
-    max_latent_length: Any, num_frames: Any, *, own: int, codec: VideoCodec, config: NovaConfig
+    max_latent_length: Any,
+    num_frames: Any,
+    first: FirstFrames | None,
+    *,
+    own: int,
+    codec: VideoCodec,
+    config: NovaConfig,
 ) -> int:
-    """Latent frames, of which there are `own` unless their number or that of frames is given.
+    """Latent frames, the given first ones among them.
+
+    Unless their number or that of frames is said, there are `own`; where as many are given, so many
+    more, but for models whose own is a picture; where frames are painted anew, just these.
 
     Raises:
-        NovaError: both are given, or the model cannot make so many.
+        NovaError: both are said, the model cannot make so many, or nothing is left to draw.
     """
     if max_latent_length is not None and num_frames is not None:
         raise NovaError("max_latent_length and num_frames are given; give one of them")
-    frames = own
+    given = first.mean.shape[1] if first else 0
+    edited = first is not None and first.edit is not None
+    frames = given if edited else own + given * (given >= own > 1)
     if max_latent_length is not None:
         frames = convert(Count, max_latent_length, "max_latent_length")
     if num_frames is not None:
@@ -159,6 +164,11 @@ def check_frames(
             raise NovaError(f"this model cannot make {num_frames} frames; ask for {fitting}")
     if frames > 1 and not config.is_video:
         raise NovaError(f"an image model cannot make {frames} frames; ask for 1")
+    if given > frames or (given == frames and not edited):
+        raise NovaError(
+            f"{given} latent frames are given and {frames} asked for; nothing is "
+            "left to generate; ask for more, or say by a mask what is painted anew"
+        )
     return frames
 
 
@@ -205,7 +215,7 @@ def _for_each(values: list[Any], count: int, what: str) -> list[Any]:
     return values * count if len(values) == 1 else values
 
 
-def _numbers(values: Any, what: str) -> Float[np.ndarray, "*_"]:
+def check_numbers(values: Any, what: str) -> Float[np.ndarray, "*_"]:
     """Real and finite numbers, as float32.
 
     Raises:
@@ -222,75 +232,3 @@ def _numbers(values: Any, what: str) -> Float[np.ndarray, "*_"]:
     if not np.isfinite(numbers).all():
         raise NovaError(f"{what} are not all finite in float32; leave out nan and inf")
     return numbers
-
-
-def check_first_frames(
-    image: Any,
-    latents: Any,
-    count: int,
-    frames: int,
-    config: NovaConfig,
-    *,
-    size: tuple[int, int],
-    codec: VideoCodec,
-) -> FirstFrames | None:
-    """What the videos of so many prompts begin with: a picture, latents or, if None, nothing.
-
-    Raises:
-        NovaError: both are given, or see `check_latents` and `encode_image`.
-    """
-    if image is not None and latents is not None:
-        raise NovaError("an image and latents are given; give one of them")
-    if latents is not None:
-        return check_latents(latents, count, frames, config)
-    if image is not None:
-        return encode_image(image, count, frames, size=size, codec=codec)
-    return None
-
-
-def check_latents(latents: Any, count: int, frames: int, config: NovaConfig) -> FirstFrames:
-    """Latents, [1 or P, g, h, w, C], that the videos of so many prompts begin with.
-
-    Raises:
-        NovaError: they are not of this model, or nothing is left to generate.
-    """
-    given = _numbers(latents, "latents")
-    wanted = (*config.latent_size, config.latent_channels)
-    if given.ndim != 5 or given.shape[2:] != wanted or given.shape[0] not in (1, count):
-        raise NovaError(
-            f"latents have shape {list(given.shape)}; this model takes "
-            f"[1 or {count}, frames, {', '.join(map(str, wanted))}]"
-        )
-    if given.shape[1] >= frames:
-        raise NovaError(
-            f"{given.shape[1]} latent frames are given and {frames} asked for; nothing is "
-            "left to generate"
-        )
-    mean = np.broadcast_to(given, (count, *given.shape[1:]))
-    return FirstFrames(mean, np.zeros_like(given[:1]))
-
-
-def encode_image(
-    image: np.ndarray | Image.Image,
-    count: int,
-    frames: int,
-    *,
-    size: tuple[int, int],
-    codec: VideoCodec,
-) -> FirstFrames:
-    """A picture, uint8 [H, W, 3], that becomes the first frame of the videos of so many prompts.
-
-    Raises:
-        NovaError: it is no picture, or there are no more frames than it.
-    """
-    if frames == 1:
-        raise NovaError("an image becomes the first frame; ask for more than one frame")
-    picture = media.to_rgb(image) if isinstance(image, Image.Image) else np.asarray(image)
-    fitted = media.fit_image(picture, size)
-    if picture.shape[:2] != size:
-        logger.warning(
-            "image of %dx%d scaled and cropped about its center to %dx%d",
-            *(*picture.shape[1::-1], *size[::-1]),
-        )
-    mean, deviation = (np.asarray(x) for x in codec.posterior(to_float(fitted)[None, None]))
-    return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation)

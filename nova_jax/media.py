@@ -212,7 +212,9 @@ def _read_frames(directory: Path) -> Clip:
 
 
 def fit_image(
-    picture: np.ndarray, size: tuple[int, int]
+    picture: np.ndarray,
+    size: tuple[int, int],
+    method: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> UInt8[np.ndarray, "{size[0]} {size[1]} 3"]:
     """Scales a picture to fill (height, width) and crops what is over about its center.
 
@@ -225,7 +227,7 @@ def fit_image(
             f"{list(picture.shape)}"
         )
     image = Image.fromarray(picture)
-    return np.asarray(ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS))
+    return np.asarray(ImageOps.fit(image, size[::-1], method))
 
 
 def contact_sheet(

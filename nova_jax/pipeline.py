@@ -28,7 +28,6 @@ from tqdm import tqdm
 from nova_jax.arguments import (
     check_devices,
     check_dtype,
-    check_first_frames,
     check_frames,
     check_mesh,
     check_negative,
@@ -39,6 +38,7 @@ from nova_jax.arguments import (
 )
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
+from nova_jax.beginning import Pictures, check_beginning
 from nova_jax.budget import check_memory
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
@@ -48,13 +48,14 @@ from nova_jax.distributed.mesh import MeshLayout, batch_sharding
 from nova_jax.errors import NovaError
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.placement import Placement
-from nova_jax.request import Batch, Output, OutputType, Prompt, Request, asking
+from nova_jax.request import Batch, FirstFrames, Output, OutputType, Prompt, Request, asking
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.session import Session
 from nova_jax.session_file import fingerprint
+from nova_jax.text.conditions import conditions_of
 from nova_jax.text.interface import TextEncoder
 
 # The digits model that comes with the package.
@@ -211,7 +212,10 @@ class NovaPipeline:
         sampling: SamplingConfig | None = None,
         seed: int | Sequence[int] = 0,
         key: jax.Array | None = None,
+        video: Pictures | None = None,
         latents: np.ndarray | None = None,
+        mask: np.ndarray | Image.Image | Sequence[Image.Image] | None = None,
+        outpaint: Sequence[int] | None = None,
         prompt_embeds: Sequence[np.ndarray] | None = None,
         negative_prompt_embeds: Sequence[np.ndarray] | None = None,
         output_type: OutputType = "pil",
@@ -242,8 +246,14 @@ class NovaPipeline:
             sampling: How samples are drawn, in place of the pipeline's way; options come on top.
             seed: One for all prompts or one for each, from 0 to 2³² − 1.
             key: Random key in place of a seed, as `jax.random.key` makes it.
+            video: First frames of every video, uint8 `[F, H, W, 3]`, in place of an image. If
+                latent frames stand for fewer of them, the first ones are left out.
             latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
                 for all prompts or one for each.
+            mask: Of the image or of each frame of the video, what is painted anew: white, at least
+                128 of 255, or true; the rest stays. T is then that of what is given.
+            outpaint: Pixels to paint around it, at the top, right, bottom and left; the whole is
+                scaled and cropped to fill `size`.
             prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
             negative_prompt_embeds: The same for the unconditional passes.
             output_type: "latent" leaves latents as they are; "np" gives pictures as an array.
@@ -264,17 +274,16 @@ class NovaPipeline:
                 numbers became too large for `dtype`, and a sample is not finite.
         """
         prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
-        count, frames = len(prompts), self.latent_frames(max_latent_length, num_frames)
+        count, given = len(prompts), (image, video, latents, mask, outpaint)
+        first = check_beginning(*given, count, config=self.config, codec=self.codec)
         copies = convert(Count, num_images_per_prompt, "num_images_per_prompt")
         return Request(
             prompts=prompts,
             negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
             seeds=check_seeds(seed, key, count),
             copies=copies,
-            frames=frames,
-            first=check_first_frames(
-                image, latents, count, frames, self.config, size=self.size, codec=self.codec
-            ),
+            frames=self.latent_frames(max_latent_length, num_frames, first),
+            first=first,
             flow=self.motion_score(motion_flow),
             sampling=self.sampling_with(
                 sampling,
@@ -359,6 +368,7 @@ class NovaPipeline:
                     self.schedule,
                     **jax.device_put(self.encode(request, batch), batch_sharding(mesh)),
                     frames=request.frames,
+                    kept=None if request.edit is None else request.edit.kept,
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,
@@ -371,6 +381,7 @@ class NovaPipeline:
                     decoded = self.codec.decode(made)
                     frames = np.array(to_uint8(decoded))[:left]
                     request.check_finite(batch, jnp.isfinite(decoded), "pixels")
+                    frames = request.edit.put_in(frames) if request.edit else frames
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)
 
@@ -407,10 +418,15 @@ class NovaPipeline:
         own = self.motion_flow if motion_flow is None else motion_flow
         return convert(MotionScore, own, "motion_flow")
 
-    def latent_frames(self, max_latent_length: int | None, num_frames: int | None) -> int:
-        """T of a request in latent frames or in frames; without one, the pipeline's own."""
-        given = (max_latent_length, num_frames)
-        return check_frames(*given, own=self.frames, codec=self.codec, config=self.config)
+    def latent_frames(
+        self,
+        max_latent_length: int | None,
+        num_frames: int | None,
+        first: FirstFrames | None = None,
+    ) -> int:
+        """T of a request in latent frames or in frames; without one, see `check_frames`."""
+        said = (max_latent_length, num_frames, first)
+        return check_frames(*said, own=self.frames, codec=self.codec, config=self.config)
 
     def encode(self, request: Request, batch: Batch) -> dict[str, Any]:
         """What the samples of a batch are made from, as `generate` takes it."""
@@ -426,19 +442,6 @@ class NovaPipeline:
             "given": request.first_frames(batch, keys),
         }
 
-    def conditions(self, prompts: Sequence[Any], flow: float) -> Conditions:
-        """Conditions of prompts, labels or text features; an image model takes no motion."""
-        motion: dict[str, jax.Array] = {}
-        if self.config.is_video:
-            ones = jnp.ones(len(prompts))
-            motion = {"flow": flow * ones, "fps": self.fps * ones}
-        if self.text_encoder is None:
-            return Conditions(label=jnp.asarray(prompts, jnp.int32), **motion)
-        length = self.config.text_length or 0
-        if isinstance(prompts[0], np.ndarray):
-            rows = [embed[:length] for embed in prompts]
-            lengths = np.array([len(embed) for embed in rows], np.int32)
-            text = np.stack([np.pad(row, ((0, length - len(row)), (0, 0))) for row in rows])
-        else:
-            text, lengths = self.text_encoder.encode(prompts, length)
-        return Conditions(text=jnp.asarray(text), text_length=jnp.asarray(lengths), **motion)
+    def conditions(self, prompts: Sequence[Prompt], flow: float) -> Conditions:
+        """Conditions of prompts, labels or text features, with a motion score."""
+        return conditions_of(prompts, self.text_encoder, self.config, flow=flow, fps=self.fps)

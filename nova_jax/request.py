@@ -19,6 +19,7 @@ from PIL import Image
 
 from nova_jax.autoencoders.interface import Array
 from nova_jax.config import shown
+from nova_jax.editing import Edit
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.keys import image_keys, sample_key
@@ -39,10 +40,12 @@ class FirstFrames:
     Attributes:
         mean: one for each prompt.
         deviation: standard deviation of what each sample draws.
+        edit: what of them is painted anew; None for nothing.
     """
 
     mean: Float[np.ndarray, "p g h w c"]
     deviation: Float[np.ndarray, "1 g h w c"]
+    edit: Edit | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,11 @@ class Request:
     def recorded(self) -> bool:
         """Whether order or noise are given: they have no known layout, so one device has all."""
         return self.order is not None or self.noise is not None
+
+    @property
+    def edit(self) -> Edit | None:
+        """What of the first frames is painted anew."""
+        return None if self.first is None else self.first.edit
 
     @property
     def count(self) -> int:

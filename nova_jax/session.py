@@ -132,8 +132,13 @@ class Session:
         """The session of all samples of a request, before anything is drawn.
 
         Raises:
-            NovaError: the pipeline's devices cannot share so many samples.
+            NovaError: the pipeline's devices cannot share so many samples, or there is a mask.
         """
+        if request.edit is not None:
+            raise NovaError(
+                "a session begins with frames as they are; paint them by a call, and give what it "
+                "makes as video="
+            )
         batch = request.batches(1, all_take_part=False)[0]
         inputs = pipeline.encode(request, batch)
         state = begin(

@@ -236,8 +236,8 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
         ({"order": "x"}, r"order is 'x'; it must be \[1, 16\], a permutation"),
         ({"order": np.zeros((1, 16), int)}, "order is .*; it must be"),
         ({"noise": 3}, "noise is 3; give a source"),
-        ({"image": 3}, r"a picture is uint8 \[height, width, 3\]"),
-        ({"image": "x.png"}, r"a picture is uint8 \[height, width, 3\]"),
+        ({"image": 3}, r"image is 3; give uint8 \[H, W, 3\]"),
+        ({"image": "x.png"}, r"image is 'x.png'; give uint8 \[H, W, 3\]"),
         ({"prompt": b"one"}, "prompt b'one': this model takes text"),
         ({"prompt": {"a": 1}}, "prompt {'a': 1}: this model takes text"),
         ({"prompt": "on\udce9"}, r"prompt 'on\\udce9' is no text; write it in UTF-8"),
@@ -248,8 +248,11 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
         ({"prompt": 3}, "prompt 3: this model takes text"),
         ({"prompt": ["one", None]}, "prompt None: this model takes text"),
         ({"negative_prompt": 3}, "negative prompt 3: this model takes text"),
-        ({"image": np.zeros((0, 5, 3), np.uint8)}, r"with pixels in it, not uint8"),
-        ({"image": np.zeros((5, 5, 3))}, r"not float64 \[5, 5, 3\]"),
+        (
+            {"image": np.zeros((0, 5, 3), np.uint8)},
+            r"image is uint8 \[0, 5, 3\]; give uint8 .* with pixels",
+        ),
+        ({"image": np.zeros((5, 5, 3))}, r"image is float64 \[5, 5, 3\]"),
         ({"sampler": "fast"}, "sampler is 'fast'; it must be 'auto' or 'xla' or 'pallas'"),
         ({"output_type": 3}, "output_type is 3; it must be 'pil' or 'np' or 'latent'"),
     ],
@@ -431,7 +434,7 @@ def test_an_image_prompt_of_another_size_is_cropped_and_says_so(released, caplog
     assert_same(both.frames[1:], first.frames)
     other = run(released, "one", max_latent_length=2, image=cut, seed=1)
     assert np.abs(other.latents[:, 0] - first.latents[:, 0]).max() > 0
-    with pytest.raises(NovaError, match="ask for more than one frame"):
+    with pytest.raises(NovaError, match="nothing is left to generate; ask for more"):
         run(released, "one", image=cut)
 
 

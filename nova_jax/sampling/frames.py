@@ -287,6 +287,7 @@ def generate(
     keys: Key[Array, " b"],
     negative: Conditions | None = None,
     given: Float[Array, "b g h w c"] | None = None,
+    kept: Bool[np.ndarray, "g n"] | None = None,
     order: Int[Array, "b n"] | None = None,
     noise: NoiseSource | None = None,
     on_frame: Callable[[int], None] | None = None,
@@ -303,6 +304,7 @@ def generate(
         keys: one random key a sample; all of a sample's randomness comes from its own key.
         negative: conditions of the unconditional passes; by default no text, no class.
         given: the first latent frames, such as an image's, which are kept and not drawn.
+        kept: of these, the tokens that are kept while the others are drawn; all by default.
         order: reveal orders, drawn from the keys by default.
         noise: noise source, drawn from the keys by default.
         on_frame: called with the number of finished frames after each.
@@ -330,7 +332,7 @@ def generate(
         conditions,
         negative,
         keys,
-        given,
+        given if kept is None else None,
         order,
         noise,
         slots=config.slots(frames),
@@ -342,6 +344,9 @@ def generate(
         if frame >= prefix:
             state, latents = step(state, None)
             video.append(latents)
+        elif kept is not None:
+            tokens = jnp.broadcast_to(kept[frame], (len(keys), size.num_tokens))
+            state, video[frame] = step(state, Kept(video[frame], tokens))
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
