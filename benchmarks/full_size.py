@@ -36,9 +36,9 @@ from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.manifest import read_manifest
 from nova_jax.prepare.preparation import PrepareConfig
 from nova_jax.prepare.preparation import prepare as prepare_files
-from nova_jax.sampling.frames import generate
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.video import generate
 from nova_jax.text.phi import Phi, PhiConfig
 
 

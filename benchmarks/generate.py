@@ -25,17 +25,13 @@ from sizes import TEXT_DIM, TEXT_LEN, config_of_flags
 
 from nova_jax.kernels.diffusion_sampler.api import sample
 from nova_jax.models import Conditions, Nova, flops
-from nova_jax.sampling.frames import (
-    advance,
-    begin,
-    generate,
-    stack_passes,
-    unconditional,
-)
+from nova_jax.sampling.frames import describe
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import bucket_steps, set_sizes
 from nova_jax.sampling.schedules import FlowMatchingSchedule
+from nova_jax.sampling.state import begin
+from nova_jax.sampling.video import generate
 
 FRAMES = flags.DEFINE_integer("frames", 4, "Latent frames.")
 AR_STEPS = flags.DEFINE_integer("ar_steps", 16, "K, AR steps of a frame.")
@@ -102,6 +98,7 @@ def main(_: list[str]) -> None:
         batch=batch,
         passes=sampling.guidance.passes,
         frames=frames,
+        slots=sampling.slots(frames),
         sets=set_sizes(config.num_tokens, AR_STEPS.value).tolist(),
         diffusion_steps=DIFFUSION_STEPS.value,
         condition_tokens=TEXT_LEN.value + 2 * config.is_video,
@@ -131,22 +128,14 @@ def stages(
     schedule = FlowMatchingSchedule()
     steps = schedule.sampling_steps(sampling.num_diffusion_steps)
     graph, params = nnx.split(model)
-    stacked = stack_passes(conditions, unconditional(conditions, config), guidance)
     batch = conditions.text_length.shape[0]
     rows = guidance.passes * batch
-    options = {"guidance": guidance, "frames": frames}
-    length = config.text_length + 2 * config.is_video
+    keys = jax.random.split(jax.random.key(0), batch)
+    state = begin(config, conditions, None, keys, slots=sampling.slots(frames))
 
     @jax.jit
     def temporal(params: Any) -> jax.Array:
-        model = nnx.merge(graph, params)
-        cache = model.temporal_encoder.empty_cache(rows, frames, length)
-        anchor, cache = begin(model, stacked, cache, **options)
-        latents = jnp.zeros((batch, *config.latent_size, config.latent_channels))
-        features = anchor
-        for frame in range(1, frames):
-            features, cache = advance(model, latents, anchor, jnp.asarray(frame), cache, **options)
-        return features
+        return describe(nnx.merge(graph, params), state, guidance)
 
     features = temporal(params)
     order = jnp.tile(jnp.arange(config.num_tokens)[None], (rows, 1))
@@ -199,7 +188,7 @@ def stages(
     x = jnp.zeros((batch, config.num_tokens + 8, config.token_dim))
     results = {}
     for name, function, repeats in (
-        ("temporal encoder", lambda: temporal(params), 1),
+        ("temporal encoder", lambda: temporal(params), frames),
         ("spatial decoder", lambda: spatial(params, tokens), frames),
         ("diffusion head", lambda: head(params, x), frames),
     ):

@@ -42,10 +42,10 @@ from nova_jax.files import new_output, publish, unfinished
 from nova_jax.kernels.device import ANY, target
 from nova_jax.models.nova import Conditions
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.keys import sample_key, seed_key
 from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.video import generate_in_one
 from nova_jax.text.interface import TextEncoder
 
 PLATFORMS = ("cpu", "cuda", "tpu")

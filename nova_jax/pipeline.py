@@ -50,9 +50,10 @@ from nova_jax.models.nova import Conditions, Nova
 from nova_jax.placement import Placement
 from nova_jax.request import Batch, FirstFrames, Output, OutputType, Prompt, Request, asking
 from nova_jax.sampling.denoise import NoiseSource
-from nova_jax.sampling.frames import generate
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
+from nova_jax.sampling.steps import OnStep
+from nova_jax.sampling.video import generate
 from nova_jax.session import Session
 from nova_jax.session_file import fingerprint
 from nova_jax.text.conditions import conditions_of
@@ -77,8 +78,8 @@ class NovaPipeline:
         mesh: Devices that hold the parameters, as they already do, and share the samples.
         devices: Without a mesh: devices to spread samples over, each with a copy of the parameters;
             by default all of this process.
-        unroll: Blocks per iteration of the loops over depth. On a CPU 16 takes a twentieth off the
-            time of a large model and compiles for three times as long.
+        unroll: Blocks per iteration of the loops over depth; on a CPU 16 takes a twentieth off the
+            time of a large model, and compiles thrice as long.
 
     Raises:
         NovaError: A number is of another type or out of range, see `nova_jax.config`.
@@ -224,6 +225,7 @@ class NovaPipeline:
         disable_progress_bar: bool = False,
         order: jax.Array | None = None,
         noise: NoiseSource | None = None,
+        on_step: OnStep | None = None,
         **options: Any,
     ) -> Request:
         """What is asked for, in full: checked, and with the pipeline's own where nothing is said.
@@ -262,6 +264,7 @@ class NovaPipeline:
             disable_progress_bar: Show none.
             order, noise: Reveal orders `[B, N]` of N tokens and noise of all samples, drawn
                 elsewhere.
+            on_step: Called after each AR step with a `nova_jax.sampling.steps.Partial`.
             **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
                 min_guidance_scale, guidance before the first step of a frame, growing linearly;
                 sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
@@ -301,6 +304,7 @@ class NovaPipeline:
             order=check_order(order, count * copies, self.config),
             noise=check_noise(noise),
             show_progress=not disable_progress_bar,
+            on_step=on_step,
         )
 
     def _stream(self, request: Request) -> Generator[Output, None, None]:
@@ -373,6 +377,7 @@ class NovaPipeline:
                     order=request.order,
                     noise=request.noise,
                     on_frame=on_frame,
+                    on_step=request.on_step,
                     parallelism=place.parallelism(mesh),
                 )
                 latents = frames = np.array(made)[:left]  # the last sample pads a batch
@@ -389,11 +394,9 @@ class NovaPipeline:
         """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
         batches, ways = self.placement.batches(request)
         networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
+        asked = (request, self.config, self.schedule, self.codec)
         check_memory(
-            request,
-            self.config,
-            self.schedule,
-            self.codec,
+            *asked,
             samples=-(-batches.size // ways),
             itemsize=jnp.dtype(self.model.dtype).itemsize,
             transformer=self.placement.bytes,

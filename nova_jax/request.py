@@ -24,6 +24,7 @@ from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.keys import image_keys, sample_key
 from nova_jax.sampling.options import SamplingConfig
+from nova_jax.sampling.steps import OnStep
 
 # A text, a class label, or text features [rows, text_dim].
 Prompt = Any
@@ -98,6 +99,7 @@ class Request:
         output_type: what is given.
         order, noise: drawn elsewhere.
         show_progress: whether a bar is shown.
+        on_step: called after each AR step.
     """
 
     prompts: Sequence[Prompt]
@@ -113,6 +115,7 @@ class Request:
     order: Int[jax.Array, "b n"] | None
     noise: NoiseSource | None
     show_progress: bool
+    on_step: OnStep | None = None
 
     @property
     def recorded(self) -> bool:

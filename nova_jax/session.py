@@ -40,11 +40,12 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions
 from nova_jax.placement import Placement
 from nova_jax.request import Batch, Prompt, Request
-from nova_jax.sampling.frames import compiled_step
 from nova_jax.sampling.keys import sample_key
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.sampling.state import VideoState, begin, draws
+from nova_jax.sampling.steps import OnStep
+from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session_file import array_of, conditions_of
 from nova_jax.text.interface import TextEncoder
 
@@ -108,6 +109,7 @@ class Session:
         sampling: how frames are drawn.
         flow: motion score.
         prompts: one for each sample.
+        on_step: called after each AR step, see `nova_jax.sampling.steps`; it is not saved.
     """
 
     def __init__(
@@ -121,11 +123,13 @@ class Session:
         decoder: StreamDecoder | None = None,
         given: Float[jax.Array, "b g h w c"] | None = None,
         change: Change | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         self.state, self.sampling, self.flow, self.prompts = state, sampling, flow, list(prompts)
         self._pipeline, self._decoder = pipeline, decoder or StreamDecoder()
         # Frames that the videos begin with, which nobody saw yet.
         self._given, self._change = given, change
+        self.on_step = on_step
 
     @classmethod
     def of_request(cls, pipeline: Maker, request: Request) -> Session:
@@ -160,6 +164,7 @@ class Session:
             request.flow,
             prompts,
             given=inputs["given"],
+            on_step=request.on_step,
         )
 
     def __len__(self) -> int:
@@ -182,11 +187,12 @@ class Session:
         left = left if left is None else convert(Natural, left, "max_latent_frames")
         pipeline = self._pipeline
         mesh, model = pipeline.placement.shared(len(self), self.sampling.sampler)
-        step = compiled_step(
+        step = frame_by_frame(
             model,
             self.state,
             pipeline.schedule,
             self.sampling,
+            self.on_step,
             parallelism=pipeline.placement.parallelism(mesh),
         )
         while left is None or left > 0:

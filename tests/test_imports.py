@@ -1,6 +1,7 @@
 """Imports go one way through the package, and inference imports nothing of training."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ LAYERS = (
         "request",
         "session",
         "session_file",
+        "watch",
     ),
     ("training", "prepare", "export", "digits", "drift"),
     ("plan", "parity"),
@@ -149,3 +151,16 @@ def test_imports_load_nothing_that_is_not_needed(module, absent):
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE.parent / "benchmarks").glob("*.py")), ids=lambda path: path.name
+)
+def test_benchmarks_import_what_there_is(path):
+    """They are not run in tests, and a name that has gone would be found by whoever runs them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nova_jax"):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                found = hasattr(module, name.name)
+                assert found or importlib.util.find_spec(f"{node.module}.{name.name}"), name.name

@@ -31,12 +31,13 @@ from nova_jax.parity import inputs
 from nova_jax.parity.compare import Arrays, Row, compare
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.sampling.denoise import GivenNoise
-from nova_jax.sampling.frames import describe, generate
+from nova_jax.sampling.frames import describe
 from nova_jax.sampling.keys import seed_key
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import set_sizes, to_row_major
 from nova_jax.sampling.schedules import Schedule
 from nova_jax.sampling.state import begin
+from nova_jax.sampling.video import generate
 from nova_jax.training.loss import TrainingDraws
 from nova_jax.training.optimizer import (
     OptimizerConfig,

@@ -46,10 +46,10 @@ from nova_jax.models.nova import Conditions, Nova
 from nova_jax.plan.costs import Costs, read_costs
 from nova_jax.plan.estimate import batch_of
 from nova_jax.plan.topology import Topology
-from nova_jax.sampling.frames import generate_in_one
 from nova_jax.sampling.keys import seed_key
 from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import schedule_from_dict
+from nova_jax.sampling.video import generate_in_one
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.programs import make_programs
 from nova_jax.training.state import TrainState

@@ -21,15 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler.api import choose
 from nova_jax.models import flops
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.sampling.denoise import NoiseSource, denoise_set
+from nova_jax.sampling.denoise import denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import (
@@ -41,7 +40,7 @@ from nova_jax.sampling.order import (
     to_row_major,
 )
 from nova_jax.sampling.schedules import SamplingSteps, Schedule
-from nova_jax.sampling.state import VideoState, begin
+from nova_jax.sampling.state import VideoState
 
 
 @jax.tree_util.register_dataclass
@@ -277,82 +276,6 @@ def next_frame_program(
     return parallelism(run, (None, 0, 0), (0, 0))(params, state, kept)
 
 
-def generate(
-    model: Nova,
-    schedule: Schedule,
-    conditions: Conditions,
-    *,
-    frames: int,
-    config: SamplingConfig,
-    keys: Key[Array, " b"],
-    negative: Conditions | None = None,
-    given: Float[Array, "b g h w c"] | None = None,
-    kept: Bool[np.ndarray, "g n"] | None = None,
-    order: Int[Array, "b n"] | None = None,
-    noise: NoiseSource | None = None,
-    on_frame: Callable[[int], None] | None = None,
-    parallelism: Parallelism = single_device,
-) -> Float[Array, "b t h w c"]:
-    """Draws images (one frame) or videos.
-
-    Args:
-        model: the transformer.
-        schedule: the diffusion schedule it was trained with.
-        conditions: one row a sample.
-        frames: T, latent frames; may exceed the length the model was trained with.
-        config: sampling options.
-        keys: one random key a sample; all of a sample's randomness comes from its own key.
-        negative: conditions of the unconditional passes; by default no text, no class.
-        given: the first latent frames, such as an image's, which are kept and not drawn.
-        kept: of these, the tokens that are kept while the others are drawn; all by default.
-        order: reveal orders, drawn from the keys by default.
-        noise: noise source, drawn from the keys by default.
-        on_frame: called with the number of finished frames after each.
-        parallelism: how devices share the samples, see
-            `nova_jax.distributed.mesh.SampleParallelism`.
-
-    Returns:
-        Latents, float32.
-
-    Raises:
-        NovaError: if the sampler does not run here, `frames` is not positive, or `given` is
-            longer or not of this model.
-    """
-    size = model.config
-    if frames < 1:
-        raise NovaError(f"frames is {frames}; a video has at least 1")
-    prefix = 0 if given is None else given.shape[1]
-    shape = (len(keys), prefix, *size.latent_size, size.latent_channels)
-    if given is not None and (given.shape != shape or prefix > frames):
-        raise NovaError(
-            f"given frames have shape {given.shape}; this model needs {shape}, of {frames} frames"
-        )
-    state = begin(
-        size,
-        conditions,
-        negative,
-        keys,
-        given if kept is None else None,
-        order,
-        noise,
-        slots=config.slots(frames),
-        context_noise=config.context_noise,
-    )
-    video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
-    step = compiled_step(model, state, schedule, config, parallelism=parallelism)
-    for frame in range(frames):
-        if frame >= prefix:
-            state, latents = step(state, None)
-            video.append(latents)
-        elif kept is not None:
-            tokens = jnp.broadcast_to(kept[frame], (len(keys), size.num_tokens))
-            state, video[frame] = step(state, Kept(video[frame], tokens))
-        if on_frame is not None:
-            jax.block_until_ready(video[frame])
-            on_frame(frame + 1)
-    return jnp.stack(video, axis=1)
-
-
 def compiled_step(
     model: Nova,
     state: VideoState,
@@ -373,24 +296,3 @@ def compiled_step(
         # What the kernel cannot do it says here, before the program is compiled.
         jax.eval_shape(program, state, None)
     return program
-
-
-def generate_in_one(
-    model: Nova,
-    schedule: Schedule,
-    conditions: Conditions,
-    *,
-    frames: int,
-    config: SamplingConfig,
-    keys: Key[Array, " b"],
-    negative: Conditions | None = None,
-) -> Float[Array, "b t h w c"]:
-    """`generate` as one traced program, whose size and compile time do not grow with frames."""
-    slots = config.slots(frames)
-    state = begin(model.config, conditions, negative, keys, slots=slots)
-
-    def one_frame(state: VideoState, _: None) -> tuple[VideoState, Array]:
-        return next_frame(model, state, schedule=schedule, sampling=config)
-
-    _, video = jax.lax.scan(one_frame, state, length=frames)
-    return video.swapaxes(0, 1)

@@ -42,9 +42,9 @@ from nova_jax.errors import NovaError
 from nova_jax.files import write_whole
 from nova_jax.media import contact_sheet, encode_gif, encode_png, enlarge
 from nova_jax.models.nova import Conditions, Nova
-from nova_jax.sampling.frames import generate
 from nova_jax.sampling.keys import sample_key, seed_key
 from nova_jax.sampling.schedules import Schedule, schedule_from_dict
+from nova_jax.sampling.video import generate
 from nova_jax.text.interface import TextEncoder
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.datasets import build_dataset

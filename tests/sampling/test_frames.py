@@ -27,11 +27,12 @@ from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
 from nova_jax.sampling import frames as module
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import Kept, describe, generate, next_frame
+from nova_jax.sampling.frames import Kept, describe, next_frame
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import FlowMatchingSchedule
 from nova_jax.sampling.state import begin, join, rows_of, unconditional
+from nova_jax.sampling.video import generate
 
 CONFIG = dataclasses.replace(
     small.CONFIG, latent_size=(8, 8), spatial_decoder="vit_d2w32", diffusion_head="mlp_d1w32"

@@ -13,10 +13,10 @@ from nova_jax.errors import NovaError
 from nova_jax.models import Conditions
 from nova_jax.models.nova import Context
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import generate
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import FlowMatchingSchedule
+from nova_jax.sampling.video import generate
 from nova_jax.training.context import (
     ContextConfig,
     ContextDraws,
