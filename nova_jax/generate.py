@@ -2,20 +2,27 @@
 
     python -m nova_jax.generate --prompt="a red seven moves slowly to the left"
     python -m nova_jax.generate --checkpoint=DIR --prompt_file=prompts.txt --out=DIR --gif
+    python -m nova_jax.generate --video=cut.mp4 --frames=16 --prompt="a blue seven moves up"
+    python -m nova_jax.generate --image=seven.png --mask=hole.png --prompt="a red four"
+    python -m nova_jax.generate --stream --prompt_schedule="0:a red seven;8:a blue seven"
     python -m nova_jax.generate --export=digits.zip
 
 Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths, a
 batch as soon as it is made; nothing that exists is overwritten. Small videos are enlarged by a
 whole factor for viewing.
+With --stream, --prompt_schedule, --save_session or --resume_session all prompts are one session,
+see docs/sessions.md.
 With --export nothing is generated; docs/export.md has what is written and how it is run.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -24,9 +31,12 @@ from nova_jax.arguments import DType
 from nova_jax.config import Count, FrameRate, MotionScore, Range, Seed
 from nova_jax.errors import NovaError
 from nova_jax.export import destination, export
-from nova_jax.files import output_folder
+from nova_jax.files import new_output, output_folder
+from nova_jax.live import ClipFile, Cue, play, read_schedule
 from nova_jax.pipeline import SHIPPED, NovaPipeline
+from nova_jax.request import Output
 from nova_jax.sampling.options import OPTIONS
+from nova_jax.session import Session
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -41,6 +51,18 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given sev
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
 IMAGE = flags.DEFINE_string("image", None, "Picture that becomes the first frame.")
+VIDEO = flags.DEFINE_string(
+    "video", None, "Video, or directory of PNG frames, that goes on in what is made."
+)
+MASK = flags.DEFINE_string(
+    "mask",
+    None,
+    "Picture, white where --image or --video is painted anew; a video or directory of PNG frames "
+    "has one for each frame.",
+)
+OUTPAINT = flags.DEFINE_string(
+    "outpaint", None, "TOP,RIGHT,BOTTOM,LEFT: pixels to paint around --image or --video."
+)
 SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own by default.")
 FRAMES = cli.define("frames", Count, None, "Frames of a video; 1 makes a picture.")
 SEED = cli.define("seed", Seed, 0, "Same seed and prompt, same video.")
@@ -71,11 +93,32 @@ UNROLL = cli.define(
     1,
     "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
 )
+SCHEDULE = flags.DEFINE_string(
+    "prompt_schedule",
+    None,
+    '"0:a red seven;16:a blue seven": prompts, and the latent frames they hold from.',
+)
+STREAM = flags.DEFINE_bool(
+    "stream", False, "Write frames as they come; a killed run leaves a file that plays."
+)
+SAVE = flags.DEFINE_string("save_session", None, "File to save the session to at its end.")
+RESUME = flags.DEFINE_string(
+    "resume_session",
+    None,
+    "Saved session to go on with; --max_latent_length says how many latent frames follow, --prompt "
+    "and --seed change it.",
+)
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
 )
 # What an export has no place for: it is given when the programs are run.
-LATER = (PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, SEED, COPIES, OUT, GIF, FPS, UPSCALE)
+LATER = (
+    *(PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, SEED, COPIES),
+    *(OUT, GIF, FPS, UPSCALE, SCHEDULE, STREAM, SAVE, RESUME),
+)
+# What makes a request a session, and what a session that goes on has already.
+SESSION = (SCHEDULE, STREAM, SAVE, RESUME)
+RESUMED = (PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, FRAMES, COPIES)
 
 
 # Options of a call, by their names there; the checkpoint's defaults if not given.
@@ -94,9 +137,9 @@ def main() -> None:
     """Reads the prompts, loads the model, generates and writes; or exports."""
     options: dict[str, Any] = {name: flag.value for name, flag in CALL.items()}
     if EXPORT.value is not None:
-        if given := next((flag.name for flag in LATER if flag.present), None):
+        if name := _present(*LATER):
             raise NovaError(
-                f"--{given} has no place in an export, whose programs take prompts and seeds when "
+                f"--{name} has no place in an export, whose programs take prompts and seeds when "
                 "they run; leave it away"
             )
         destination(EXPORT.value)  # says before anything is loaded what is wrong with it
@@ -109,34 +152,132 @@ def main() -> None:
         )
         print(*files, sep="\n")
         return
-    prompts = [*PROMPT.value, *(_read_prompts(PROMPT_FILE.value) if PROMPT_FILE.value else [])]
-    if not prompts:
-        raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
-    image = media.read_image(IMAGE.value) if IMAGE.value else None
-    out = output_folder(OUT.value)
+    cues = read_schedule(SCHEDULE.value) if SCHEDULE.value else []
+    prompts = _prompts(cues)
+    given = _given()
+    out, saved = output_folder(OUT.value), SAVE.value and new_output(SAVE.value)
+    live = any(flag.present for flag in SESSION)
+    if live and (name := _present(BATCH_SIZE, GIF)):
+        raise NovaError(f"--{name} has no place in a session; leave it away")
     pipeline = _load(CHECKPOINT.value)
     fps = FPS.value or pipeline.fps
     if GIF.value and fps > media.GIF_CLOCK:
         raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
-    made = pipeline.stream(
-        prompts if pipeline.config.num_classes is None else _labels(prompts),
-        negative_prompt=NEGATIVE.value,
-        image=image,
-        num_frames=FRAMES.value,
-        seed=SEED.value,
-        num_images_per_prompt=COPIES.value,
-        batch_size=BATCH_SIZE.value or 32,
+    asked: dict[str, Any] = {
+        "prompt": prompts if pipeline.config.num_classes is None else _labels(prompts),
+        "negative_prompt": NEGATIVE.value,
+        "num_frames": FRAMES.value,
+        "seed": SEED.value,
+        "num_images_per_prompt": COPIES.value,
+        **given,
         **options,
-    )
+    }
+    if not live:
+        _write(pipeline.stream(**asked, batch_size=BATCH_SIZE.value or 32), prompts, out, fps)
+    elif RESUME.value is None:
+        _play(pipeline.start(**asked), cues, out, fps, saved)
+    else:
+        _play(_resume(pipeline, asked), cues, out, fps, saved)
+
+
+def _write(made: Generator[Output, None, None], prompts: list[str], out: Path, fps: float) -> None:
+    """Writes clips as they are made."""
     clips = (clip for videos in made for clip in videos.frames)
     with contextlib.closing(made):  # its bar ends before an error is told
         for index, clip in enumerate(clips):
             prompt, copy = prompts[index // COPIES.value], index % COPIES.value
-            name = f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
             clip = media.enlarge(clip, UPSCALE.value)
-            file = media.save_clip(out / name, clip, fps, gif=GIF.value)
+            file = media.save_clip(out / _name(prompt, copy), clip, fps, gif=GIF.value)
             with tqdm.external_write_mode():  # the bar makes room
                 print(file, flush=True)
+
+
+def _resume(pipeline: NovaPipeline, asked: dict[str, Any]) -> Session:
+    """The saved session, with the prompt and the seed that are asked for.
+
+    Raises:
+        NovaError: it has already what a flag says.
+    """
+    options = (flag for name, flag in CALL.items() if name != "max_latent_length")
+    if given := _present(*RESUMED, *options):
+        raise NovaError(f"--{given} has no place in a session that goes on; leave it away")
+    session = pipeline.resume(RESUME.value)
+    if asked["prompt"]:
+        session.prompt(asked["prompt"])
+    if SEED.present:
+        session.reseed(SEED.value)
+    session.frames = session.frame + pipeline.latent_frames(asked["max_latent_length"], None)
+    return session
+
+
+def _play(session: Session, cues: list[Cue], out: Path, fps: float, saved: Path | None) -> None:
+    """Draws what was asked for of a session, writes it, and saves the session."""
+    assert session.frames is not None
+    names = [_name(str(p or "session"), i % COPIES.value) for i, p in enumerate(session.prompts)]
+    frames = play(session, session.frames - session.frame, cues)
+    clips = (media.enlarge(clips, UPSCALE.value) for clips in frames)
+    if STREAM.value:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(ClipFile(out / f"{name}.mp4", fps)) for name in names]
+            print(*(file.path for file in files), sep="\n", flush=True)
+            for part in clips:
+                for file, clip in zip(files, part, strict=True):
+                    file.write(clip)
+    else:
+        for name, clip in zip(names, np.concatenate(list(clips), axis=1), strict=True):
+            print(media.save_clip(out / name, clip, fps), flush=True)
+    if saved is not None:
+        session.save(saved)
+        print(saved)
+
+
+def _name(prompt: str, copy: int) -> str:
+    """Of a file, without suffix."""
+    return f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+
+
+def _prompts(cues: list[Cue]) -> list[str]:
+    """The prompts of a request; of a schedule the first one, which all samples begin with.
+
+    Raises:
+        NovaError: there are none, or both; a session that goes on needs none.
+    """
+    prompts = [*PROMPT.value, *(_read_prompts(PROMPT_FILE.value) if PROMPT_FILE.value else [])]
+    if cues and prompts:
+        raise NovaError("--prompt and --prompt_schedule are given; write the prompt as 0:PROMPT")
+    if RESUME.value is not None:
+        return prompts
+    if cues and cues[0].frame:
+        raise NovaError(f"--prompt_schedule begins at frame {cues[0].frame}; begin with 0:PROMPT")
+    prompts += [cue.prompt for cue in cues[:1]]
+    del cues[:1]
+    if not prompts:
+        raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
+    return prompts
+
+
+def _given() -> dict[str, Any]:
+    """What videos begin with, and what of it is painted anew."""
+    given: dict[str, Any] = {
+        "image": IMAGE.value and media.read_image(IMAGE.value),
+        "video": None if VIDEO.value is None else media.read_video(VIDEO.value),
+    }
+    if MASK.value is not None:
+        path = Path(MASK.value)
+        several = path.is_dir() or path.suffix.lower() in media.VIDEOS
+        mask = media.read_video(path) if several else media.read_image(path)[None]
+        given["mask"] = mask.max(-1)
+    if OUTPAINT.value is not None:
+        margins = [margin.strip() for margin in OUTPAINT.value.split(",")]
+        if not all(margin.isdecimal() for margin in margins):
+            raise NovaError(f"--outpaint={OUTPAINT.value} is not TOP,RIGHT,BOTTOM,LEFT in pixels")
+        given["outpaint"] = [int(margin) for margin in margins]
+    return given
+
+
+def _present(*flags: flags.FlagHolder[Any]) -> str | None:
+    """The name of the first flag that is given."""
+    return next((flag.name for flag in flags if flag.present), None)
 
 
 def _load(source: str) -> NovaPipeline:

@@ -67,25 +67,33 @@ def encode_gif(frames: Clip, fps: float) -> bytes:
 def encode_mp4(frames: Clip, fps: float) -> bytes:
     """The bytes of an H.264 MP4 file that every player reads.
 
-    H.264 takes even sizes alone: a last row or column is repeated where a side is odd.
-
     Raises:
         OSError: if ffmpeg fails.
     """
-    height, width = frames.shape[1:3]
-    even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    size = f"{even.shape[2]}x{even.shape[1]}"
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps}", "-i", "-"]
-    # Few colors and hard edges: cheap to keep almost lossless.
-    h264 = ["-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    even = even_sides(frames)
     # Not imageio's own writer: it runs Python between fork and exec, next to JAX's threads.
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "clip.mp4"
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *h264, str(file)]
+        command = [*raw_to_h264(even.shape[1:3], fps), "-movflags", "+faststart", str(file)]
         done = subprocess.run(command, input=even.tobytes(), stderr=subprocess.PIPE, check=False)
         if done.returncode:
             raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")
         return file.read_bytes()
+
+
+def even_sides(frames: Clip) -> UInt8[np.ndarray, "f _ _ 3"]:
+    """Frames as H.264 takes them: a last row or column is repeated where a side is odd."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def raw_to_h264(size: tuple[int, ...], fps: float) -> list[str]:
+    """The command of ffmpeg, but for its output: raw RGB frames of (height, width) from a pipe."""
+    shape = f"{size[1]}x{size[0]}"
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", shape, "-r", f"{fps}", "-i", "-"]
+    # Few colors and hard edges: cheap to keep almost lossless.
+    h264 = ["-c:v", "libx264", "-crf", "12", "-pix_fmt", "yuv420p"]
+    return [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *raw, *h264]
 
 
 def file_name(text: str) -> str:

@@ -109,6 +109,8 @@ class Session:
         sampling: how frames are drawn.
         flow: motion score.
         prompts: one for each sample.
+        frames: latent frames that were asked for, those among them that the videos begin with; it
+            may go on beyond them. None after `resume`.
         on_step: called after each AR step, see `nova_jax.sampling.steps`; it is not saved.
     """
 
@@ -123,13 +125,14 @@ class Session:
         decoder: StreamDecoder | None = None,
         given: Float[jax.Array, "b g h w c"] | None = None,
         change: Change | None = None,
+        frames: int | None = None,
         on_step: OnStep | None = None,
     ) -> None:
         self.state, self.sampling, self.flow, self.prompts = state, sampling, flow, list(prompts)
         self._pipeline, self._decoder = pipeline, decoder or StreamDecoder()
         # Frames that the videos begin with, which nobody saw yet.
         self._given, self._change = given, change
-        self.on_step = on_step
+        self.frames, self.on_step = frames, on_step
 
     @classmethod
     def of_request(cls, pipeline: Maker, request: Request) -> Session:
@@ -164,11 +167,17 @@ class Session:
             request.flow,
             prompts,
             given=inputs["given"],
+            frames=request.frames,
             on_step=request.on_step,
         )
 
     def __len__(self) -> int:
         return len(self.state)
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether prompts are texts, and not class labels."""
+        return self._pipeline.text_encoder is not None
 
     @property
     def frame(self) -> int:

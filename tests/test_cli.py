@@ -237,6 +237,40 @@ CASES = {
     "too few prompts": ("evaluate", "--checkpoint={model} --num_prompts=0",
                         "--num_prompts is 0; it must be at least 2"),
     "seeds beyond 32 bits": ("evaluate", "--checkpoint={model} --seed=4294967295", "--seed is 429"),
+    "a video that is none": (
+        "generate", "--checkpoint={model} --prompt=x --out={new} --video={blank}", "is no video"),
+    "a video that is not there": (
+        "generate", "--checkpoint={model} --prompt=x --out={new} --video={new}.mp4", "not exist"),
+    "a mask and nothing to paint in": (
+        "generate", "--checkpoint={model} --prompt=x --out={new} --mask={picture}",
+        "nothing to paint in; give an image or a video"),
+    "margins that are none": (
+        "generate", "--checkpoint={model} --prompt=x --image={picture} --outpaint=1,2 --out={new}",
+        "give four numbers of pixels"),
+    "margins that are no numbers": (
+        "generate", "--checkpoint={model} --prompt=x --image={picture} --outpaint=a --out={new}",
+        "--outpaint=a is not TOP,RIGHT,BOTTOM,LEFT"),
+    "a schedule out of order": (
+        "generate", "--checkpoint={model} --prompt_schedule=0:a;3:b;2:c --out={new}",
+        "frame 2 after frame 3"),
+    "a schedule without a beginning": (
+        "generate", "--checkpoint={model} --prompt_schedule=1:a --out={new}", "begin with 0:"),
+    "a schedule beyond the end": (
+        "generate", "--checkpoint={model} --prompt_schedule=0:a;9:b --frames=3 --out={new}",
+        "has frame 9; latent frames 0 to 2 are drawn"),
+    "a schedule that is none": (
+        "generate", "--checkpoint={model} --prompt_schedule=x --out={new}", "write it as"),
+    "a window of less than two frames": (
+        "generate", "--checkpoint={model} --prompt=x --window=1 --out={new}", "--window is 1"),
+    "a session of nothing": (
+        "generate", "--checkpoint={model} --resume_session={blank} --out={new}",
+        "is no saved session"),
+    "a session in batches": (
+        "generate", "--checkpoint={model} --stream --prompt=x --batch_size=2 --out={new}",
+        "--batch_size has no place in a session"),
+    "a session over another file": (
+        "generate", "--checkpoint={model} --prompt=x --save_session={blank} --out={new}",
+        "exists already"),
     "a plan for nothing": ("plan", "{config} --topology=cpu:8 --generate=0", "--generate is 0"),
     "less than no process": ("train", "{config} --workdir={new} --process_id=-1",
                              "--process_id is -1"),

@@ -26,6 +26,7 @@ LAYERS = (
         "beginning",
         "budget",
         "editing",
+        "live",
         "pipeline",
         "placement",
         "request",

@@ -26,6 +26,7 @@ from nova_jax.kernels.diffusion_sampler import api, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
 from nova_jax.sampling import frames as module
+from nova_jax.sampling import video
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.frames import Kept, describe, next_frame
 from nova_jax.sampling.guidance import GuidanceConfig
@@ -142,7 +143,7 @@ def test_one_program_of_all_frames_gives_the_same(options):
     config = dataclasses.replace(SAMPLING, **options)
     arguments = (make(CONFIG), FlowMatchingSchedule(), conditions(2))
     same = {"frames": 4, "config": config, "keys": keys}
-    one = nnx.jit(lambda model: module.generate_in_one(model, *arguments[1:], **same))
+    one = nnx.jit(lambda model: video.generate_in_one(model, *arguments[1:], **same))
     np.testing.assert_allclose(
         one(arguments[0]), generate(*arguments, **same), rtol=1e-4, atol=1e-4
     )
