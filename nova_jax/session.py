@@ -161,6 +161,11 @@ class Session:
         return len(self.state)
 
     @property
+    def pipeline(self) -> Maker:
+        """What makes its frames."""
+        return self._pipeline
+
+    @property
     def frame(self) -> int:
         """Number of the next latent frame, from 0."""
         return int(self.state.frame[0])
