@@ -20,7 +20,7 @@ LAYERS = (
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
     ("data",),
-    ("pipeline", "request", "arguments", "budget", "placement", "session", "session_file"),
+    ("pipeline", "request", "arguments", "budget", "placement", "pool", "session", "session_file"),
     ("training", "prepare", "export", "digits", "drift"),
     ("plan", "parity"),
     ("recipes",),
