@@ -180,6 +180,11 @@ class Session:
         return self._pipeline.text_encoder is not None
 
     @property
+    def pipeline(self) -> Maker:
+        """What makes its frames."""
+        return self._pipeline
+
+    @property
     def frame(self) -> int:
         """Number of the next latent frame, from 0."""
         return int(self.state.frame[0])

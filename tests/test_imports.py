@@ -29,6 +29,7 @@ LAYERS = (
         "live",
         "pipeline",
         "placement",
+        "pool",
         "request",
         "session",
         "session_file",

@@ -5,7 +5,7 @@ find room; then the first one stays where it is, as an anchor, and the S − 2 r
 it. Positions never leave the S that all of it began with, and the memory of a video does not grow.
 
 Every leaf has one row a sample, so that samples of different frames, prompts and seeds can be
-joined into one state and taken apart again (`join`, `rows_of`).
+joined into one state and taken apart again (`join`, `rows_of`, `apart`).
 
 Dimensions: B samples, S slots, N tokens of a frame, g given frames, h×w latents, C channels.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,9 @@ from nova_jax.models.nova import Conditions
 from nova_jax.sampling.denoise import KeyedNoise, NoiseSource
 from nova_jax.sampling.keys import context_keys, noise_keys, order_keys
 from nova_jax.sampling.order import reveal_order
+
+# A `VideoState`, or any other pytree whose leaves have one row a sample.
+Rows = TypeVar("Rows")
 
 
 @jax.tree_util.register_dataclass
@@ -132,14 +136,33 @@ def unconditional(conditions: Conditions, config: NovaConfig) -> Conditions:
     return dataclasses.replace(conditions, text_length=jnp.zeros_like(conditions.text_length))
 
 
-def join(states: Sequence[VideoState]) -> VideoState:
+def join(parts: Sequence[Rows]) -> Rows:
     """One state of all samples of several, which have the same shapes but for their number."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+    return _join(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def rows_of(state: VideoState, first: int, count: int) -> VideoState:
+def rows_of(state: Rows, first: int, count: int) -> Rows:
     """The state of some of the samples alone."""
     return jax.tree.map(lambda leaf: leaf[first : first + count], state)
+
+
+def apart(state: Rows) -> list[Rows]:
+    """The states of all samples, each one alone."""
+    return _apart(state) if _count(state) > 1 else [state]
+
+
+def _count(state: Rows) -> int:
+    return len(jax.tree.leaves(state)[0])
+
+
+@jax.jit
+def _join(parts: Sequence[Rows]) -> Rows:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+@jax.jit
+def _apart(state: Rows) -> list[Rows]:
+    return [rows_of(state, row, 1) for row in range(_count(state))]
 
 
 def with_noise(
