@@ -18,7 +18,7 @@ from absl import app, flags
 from nova_jax import media
 from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
-from nova_jax.digits.captions import DIGITS
+from nova_jax.digits.captions import prompt as caption
 from nova_jax.digits.clips import DigitsConfig
 from nova_jax.digits.judges import Judges, brightness
 from nova_jax.digits.scores import Score
@@ -67,13 +67,11 @@ def main(_: list[str]) -> None:
         digit, color = int(real["digit"][index]), str(real["color"][index])
         other = (digit + 3 + index % 5) % 10
         whole = boxes(clip)
-        own = f"a {color} {DIGITS[digit]}"
-        tasks = {
-            "half erased": (right_halves(whole), own, digit),
-            "another digit": (whole, f"a {color} {DIGITS[other]}", other),
-        }
-        for task, (mask, prompt, wanted) in tasks.items():
+        moves = {"clip": (str(real["path"][index]), str(real["speed"][index])), "picture": ()}
+        tasks = {"half erased": (right_halves(whole), digit), "another digit": (whole, other)}
+        for task, (mask, wanted) in tasks.items():
             for kind, frames in {"clip": len(clip), "picture": 1}.items():
+                prompt = caption(wanted, color, *moves[kind])
                 asked = {"video": clip[:frames], "mask": mask[:frames], "seed": index}
                 edit = pipeline.request(prompt, **asked).edit
                 made = pipeline(prompt, **asked, disable_progress_bar=True).frames[0]
@@ -84,7 +82,7 @@ def main(_: list[str]) -> None:
                 if kind == "clip" and index < SHOWN:
                     erased = np.where(mask[..., None], np.uint8(127), clip)
                     rows += [erased, made]
-                    captions += [f"{own}: {task}", f"{'right' if right else 'wrong'}: {prompt}"]
+                    captions += [f"a {digit}: {task}", f"{'right' if right else 'wrong'}: {prompt}"]
     print(f"{'':14}{'':8}{'right in every frame':>28}   by share of tokens that are kept")
     for (task, kind), found in scores.items():
         shares = []

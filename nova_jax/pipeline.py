@@ -12,6 +12,7 @@ Letters: B samples, F pixel frames, T latent frames, H×W pixels, h×w latents, 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Generator, Sequence
@@ -329,15 +330,17 @@ class NovaPipeline:
     def _start(self, request: Request) -> Session:
         """Starts videos that are made frame by frame, and steered while they are.
 
-        Of all prompts at once, one sample of each unless told otherwise. They go on for as long as
-        the session is asked to: `max_latent_length` (or `num_frames`) is how many frames its
-        positions are for, and how many it looks back at where `window` does not say less.
+        Of all prompts at once, whatever `batch_size` says, one sample of each unless told
+        otherwise. They go on for as long as the session is asked to: `max_latent_length` (or
+        `num_frames`) is how many frames its positions are for, and how many it looks back at where
+        `window` does not say less.
 
         Returns:
             The session; nothing is drawn yet.
         """
-        self._check_memory(request, returned=False)
-        return Session.of_request(self, request)
+        whole = dataclasses.replace(request, batch_size=request.count)
+        self._check_memory(whole, returned=False)
+        return Session.of_request(self, whole)
 
     stream = asking(request, _stream)
     __call__ = asking(request, _generate)
@@ -422,14 +425,11 @@ class NovaPipeline:
         return convert(MotionScore, own, "motion_flow")
 
     def latent_frames(
-        self,
-        max_latent_length: int | None,
-        num_frames: int | None,
-        first: FirstFrames | None = None,
+        self, latent: int | None, pixel: int | None, first: FirstFrames | None = None
     ) -> int:
-        """T of a request in latent frames or in frames; without one, see `check_frames`."""
-        said = (max_latent_length, num_frames, first)
-        return check_frames(*said, own=self.frames, codec=self.codec, config=self.config)
+        """T, where max_latent_length or num_frames may be said, see `arguments.check_frames`."""
+        own = self.frames
+        return check_frames(latent, pixel, first, own=own, codec=self.codec, config=self.config)
 
     def encode(self, request: Request, batch: Batch) -> dict[str, Any]:
         """What the samples of a batch are made from, as `generate` takes it."""

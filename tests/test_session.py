@@ -33,6 +33,10 @@ def test_a_session_gives_the_frames_of_a_call(pipeline):
     assert [piece.shape for piece in pieces] == [(2, 1, 16, 16, 3)] * 3
     assert_same(np.concatenate(pieces, axis=1), whole)
     assert session.frame == 3 and len(session) == 2
+    # All samples are in it, however many a call would make together.
+    assert (
+        len(pipeline.start(PROMPTS * 20)) == 40 and len(pipeline.start(PROMPTS, batch_size=1)) == 2
+    )
     # A window at least as long changes nothing.
     assert_same(frames_of(pipeline.start(PROMPTS, seed=7, window=3), 3), whole)
 
