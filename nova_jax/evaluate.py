@@ -6,7 +6,8 @@
 
 Half of the prompts ask for combinations of digit, color and path that training never showed. Prints
 the judges' own accuracy on real held-out digits and the model's, frame by frame and on the whole,
-with 95 % intervals (Wilson), and writes evaluation.json, a contact sheet and a plot over frames.
+with 95 % intervals (Wilson), and how far its videos drift; writes evaluation.json, a contact sheet
+and a plot over frames.
 
 With --drift nothing is generated: videos (or directories of videos, or of PNG frames) are compared
 with their own first frames, see `nova_jax.drift`; writes drift.json, a contact sheet and a plot.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,8 +92,12 @@ def main(paths: Sequence[str]) -> None:
         _judge(out)
 
 
-def _judge(out: Path) -> None:
-    """Has the judges look at what a model makes, prints and writes what they see."""
+def _model() -> tuple[NovaPipeline, DigitsConfig]:
+    """The model to be judged, and the clips that it was trained on.
+
+    Raises:
+      NovaError: It is none of digits, or of others than --config says.
+    """
     checkpoint = open_checkpoint(CHECKPOINT.value, weights=WEIGHTS.value, part=None)
     if checkpoint.kind == "released":
         raise NovaError(
@@ -114,6 +119,12 @@ def _judge(out: Path) -> None:
             f"the checkpoint makes {pipeline.size} pixels, the dataset has {dataset.size}; "
             "give the --config it was trained with"
         )
+    return pipeline, dataset
+
+
+def _judge(out: Path) -> None:
+    """Has the judges look at what a model makes, prints and writes what they see."""
+    pipeline, dataset = _model()
     pipeline.latent_frames(None, FRAMES.value)  # says now what is wrong with --frames
 
     judges = Judges(dataset)
@@ -140,8 +151,14 @@ def _judge(out: Path) -> None:
     )
     verdicts: list[Verdict] = []
     shown: list[np.ndarray] = []
+    measured: dict[str, Mapping[str, np.ndarray]] = {}
     for videos in made:
         verdicts += [judges(clip) for clip in videos.frames]
+        if videos.frames.shape[1] > 1:
+            measured |= {
+                f"video {len(measured) + i}": drift.measure(clip)
+                for i, clip in enumerate(videos.frames, 1)
+            }
         shown += list(videos.frames[: SHEET_CLIPS - len(shown)])
     length = len(shown[0])
     if length < judges.motion_frames:
@@ -158,6 +175,10 @@ def _judge(out: Path) -> None:
     rows |= {"digit, real clips": real_by_frame["all"]["digit"]}
     print("percent right by frame, each judged by itself:")
     print(format_frames(rows), flush=True)  # whatever becomes of the files
+    drifted = drift.Report.of(measured) if measured else None
+    if drifted is not None:
+        print("drift from the first frame, mean:")
+        print(drifted.table(), flush=True)
 
     report = {
         "checkpoint": str(CHECKPOINT.value),
@@ -171,6 +192,7 @@ def _judge(out: Path) -> None:
         },
         "scores": _numbers(tally(answers)),
         "by_frame": _numbers(by_frame),
+        "drift": drifted and drifted.summary(),
         "answers": [
             {"asked": dataclasses.asdict(question), "seen": dataclasses.asdict(verdict)}
             for question, verdict in answers
