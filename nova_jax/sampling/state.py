@@ -101,12 +101,18 @@ def begin(
         context_noise: see `nova_jax.sampling.options.SamplingConfig`.
     """
     batch, (own_order, own_noise) = len(keys), draws(config, keys)
-    frame = jnp.zeros(batch, jnp.int32)
-    seen = jnp.zeros((batch, slots - 1, *config.latent_size, config.latent_channels))
-    for latents in () if given is None else jnp.unstack(given.astype(jnp.float32), axis=1):
+    count = 0 if given is None else given.shape[1]
+    seen = jnp.zeros((batch, 0, *config.latent_size, config.latent_channels))
+    if given is not None:
+        seen = given.astype(jnp.float32)
         if context_noise:
-            latents = noised(latents, keys, frame, context_noise)
-        seen, frame = _remember(seen, latents, frame), frame + 1
+            frames = jnp.broadcast_to(jnp.arange(count)[:, None], (count, batch))
+            noise_all = jax.vmap(noised, (1, None, 0, None), 1)
+            seen = noise_all(seen, keys, frames, context_noise)
+    # As `_remember` leaves them: all of them or, where they are more, the first and the last ones.
+    if count > (room := slots - 1):
+        seen = jnp.concatenate([seen[:, :1], seen[:, count - room + 1 :]], axis=1)[:, :room]
+    seen = jnp.pad(seen, ((0, 0), (0, room - seen.shape[1]), (0, 0), (0, 0), (0, 0)))
     return VideoState(
         conditions=conditions,
         negative=unconditional(conditions, config) if negative is None else negative,
@@ -114,7 +120,7 @@ def begin(
         order=own_order if order is None else order,
         noise=own_noise if noise is None else noise,
         seen=seen,
-        frame=frame,
+        frame=jnp.full(batch, count, jnp.int32),
         drawn=jnp.zeros(batch, jnp.int32),
     )
 

@@ -316,3 +316,16 @@ def test_what_the_kernel_cannot_do_is_said_before_programs_are_compiled(monkeypa
     options = {"frames": 1, "config": config, "keys": jax.random.split(jax.random.key(0), 1)}
     with pytest.raises(NovaError, match='width is a multiple of 128 .* not 32 .* sampler "xla"'):
         generate(make(CONFIG), FlowMatchingSchedule(), conditions(1), **options)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 9])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_given_frames_are_seen_as_if_they_had_been_drawn(slots, noise):
+    video = jax.random.normal(jax.random.key(4), (2, 5, 8, 8, 3))
+    keys, options = jax.random.split(jax.random.key(5), 2), {"slots": slots, "context_noise": noise}
+    at_once = begin(CONFIG, conditions(2), None, keys, video, **options)
+    one_by_one = begin(CONFIG, conditions(2), None, keys, **options)
+    for frame in range(5):
+        one_by_one = one_by_one.followed_by(video[:, frame], noise)
+    np.testing.assert_allclose(at_once.seen, one_by_one.seen, atol=1e-6)
+    np.testing.assert_array_equal(at_once.frame, one_by_one.frame)
