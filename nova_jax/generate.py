@@ -18,12 +18,13 @@ With --export nothing is generated; docs/export.md has what is written and how i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from absl import flags
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from nova_jax import cli, media
@@ -101,7 +102,9 @@ SCHEDULE = flags.DEFINE_string(
 STREAM = flags.DEFINE_bool(
     "stream", False, "Write frames as they come; a killed run leaves a file that plays."
 )
-SAVE = flags.DEFINE_string("save_session", None, "File to save the session to at its end.")
+SAVE = flags.DEFINE_string(
+    "save_session", None, "File to save the session to at its end, also if that comes early."
+)
 RESUME = flags.DEFINE_string(
     "resume_session",
     None,
@@ -152,11 +155,10 @@ def main() -> None:
         )
         print(*files, sep="\n")
         return
-    cues = read_schedule(SCHEDULE.value) if SCHEDULE.value else []
-    prompts = _prompts(cues)
+    prompts, cues = _prompts()
     given = _given()
     out, saved = output_folder(OUT.value), SAVE.value and new_output(SAVE.value)
-    live = any(flag.present for flag in SESSION)
+    live = any(flag.value for flag in SESSION)
     if live and (name := _present(BATCH_SIZE, GIF)):
         raise NovaError(f"--{name} has no place in a session; leave it away")
     pipeline = _load(CHECKPOINT.value)
@@ -211,24 +213,37 @@ def _resume(pipeline: NovaPipeline, asked: dict[str, Any]) -> Session:
 
 
 def _play(session: Session, cues: list[Cue], out: Path, fps: float, saved: Path | None) -> None:
-    """Draws what was asked for of a session, writes it, and saves the session."""
+    """Draws what was asked for of a session and writes it.
+
+    The session is saved at its end, also where that comes early: nothing that was drawn is lost.
+    """
     assert session.frames is not None
+    first = session.frame
+    frames = play(session, session.frames - first, cues)
+    try:
+        _write_session(session, frames, out, fps)
+    finally:
+        if saved is not None and session.frame > first:
+            session.save(saved)
+            print(saved, flush=True)
+
+
+def _write_session(
+    session: Session, frames: Iterator[UInt8[np.ndarray, "b F H W 3"]], out: Path, fps: float
+) -> None:
+    """Writes the clip of each sample, as its frames come or at their end."""
     names = [_name(str(p or "session"), i % COPIES.value) for i, p in enumerate(session.prompts)]
-    frames = play(session, session.frames - session.frame, cues)
     clips = (media.enlarge(clips, UPSCALE.value) for clips in frames)
-    if STREAM.value:
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(ClipFile(out / f"{name}.mp4", fps)) for name in names]
-            print(*(file.path for file in files), sep="\n", flush=True)
-            for part in clips:
-                for file, clip in zip(files, part, strict=True):
-                    file.write(clip)
-    else:
+    if not STREAM.value:
         for name, clip in zip(names, np.concatenate(list(clips), axis=1), strict=True):
             print(media.save_clip(out / name, clip, fps), flush=True)
-    if saved is not None:
-        session.save(saved)
-        print(saved)
+        return
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(ClipFile(out / f"{name}.mp4", fps)) for name in names]
+        print(*(file.path for file in files), sep="\n", flush=True)
+        for part in clips:
+            for file, clip in zip(files, part, strict=True):
+                file.write(clip)
 
 
 def _name(prompt: str, copy: int) -> str:
@@ -236,24 +251,26 @@ def _name(prompt: str, copy: int) -> str:
     return f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
 
 
-def _prompts(cues: list[Cue]) -> list[str]:
-    """The prompts of a request; of a schedule the first one, which all samples begin with.
+def _prompts() -> tuple[list[str], list[Cue]]:
+    """The prompts that a request begins with, and those that follow.
 
     Raises:
-        NovaError: there are none, or both; a session that goes on needs none.
+        NovaError: there are none, which only a session that goes on needs not, or both kinds.
     """
     prompts = [*PROMPT.value, *(_read_prompts(PROMPT_FILE.value) if PROMPT_FILE.value else [])]
+    cues = read_schedule(SCHEDULE.value) if SCHEDULE.value else []
     if cues and prompts:
         raise NovaError("--prompt and --prompt_schedule are given; write the prompt as 0:PROMPT")
     if RESUME.value is not None:
-        return prompts
-    if cues and cues[0].frame:
-        raise NovaError(f"--prompt_schedule begins at frame {cues[0].frame}; begin with 0:PROMPT")
-    prompts += [cue.prompt for cue in cues[:1]]
-    del cues[:1]
+        return prompts, cues
+    if cues:
+        first, *cues = cues
+        if first.frame:
+            raise NovaError(f"--prompt_schedule begins at frame {first.frame}; begin with 0:PROMPT")
+        prompts = [first.prompt]
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
-    return prompts
+    return prompts, cues
 
 
 def _given() -> dict[str, Any]:

@@ -15,7 +15,8 @@ from nova_jax.errors import NovaError
 from nova_jax.live import ClipFile, Cue, read_schedule
 from nova_jax.pipeline import NovaPipeline
 
-FEW = ("--num_inference_steps=2", "--num_diffusion_steps=2", "--upscale=1")
+# Each pixel eight times: half of the resolution of colors in H.264 is enough.
+FEW = ("--num_inference_steps=2", "--num_diffusion_steps=2", "--upscale=128")
 
 
 def generate(*arguments, few=FEW, **options) -> subprocess.Popen:
@@ -48,7 +49,7 @@ def test_a_session_is_scheduled_saved_and_gone_on_with(untrained, tmp_path):
     video, saved = run(model, out, schedule, "--stream", "--frames=4", f"--save_session={cut}")
     assert saved == str(cut) and video == f"{tmp_path}/a-red-one_seed0.mp4"
     resumed = (f"--resume_session={cut}", "--max_latent_length=2", "--seed=5")
-    (rest,) = run(model, out, *resumed, few=("--upscale=1",))
+    (rest,) = run(model, out, *resumed, few=("--upscale=128",))
     assert rest == f"{tmp_path}/a-blue-two_seed5.mp4"
 
     pipeline = NovaPipeline.from_checkpoint(untrained, devices=jax.devices()[:1])
@@ -56,28 +57,37 @@ def test_a_session_is_scheduled_saved_and_gone_on_with(untrained, tmp_path):
     session = pipeline.start("a red one", num_frames=4, **few)
     expected = [*session.stream(2), *session.prompt("a blue two").stream(2)]
     expected += session.reseed(5).stream(2)
-    found = np.concatenate([media.read_video(video), media.read_video(rest)])
+    found = np.concatenate([media.read_video(video), media.read_video(rest)])[:, 4::8, 4::8]
     expected = np.concatenate(expected, axis=1)[0]
     assert found.shape == expected.shape
-    # H.264 has half of the colors' resolution; prompts and seeds differ by more.
-    assert np.abs(found.astype(int).mean(-1) - expected.mean(-1)).mean() < 4
+    assert np.abs(found.astype(int) - expected).mean() < 6
 
 
-def test_a_killed_stream_leaves_a_video(untrained, tmp_path):
-    arguments = (f"--checkpoint={untrained}", "--prompt=a red one", "--frames=100000", "--fps=2")
-    arguments += ("--window=3",)
-    process = generate(*arguments, f"--out={tmp_path}", "--stream", start_new_session=True)
-    video = tmp_path / "a-red-one_seed0.mp4"
+def test_a_stream_that_ends_early_leaves_a_video_and_a_session(untrained, tmp_path):
+    """One is killed with all it has started, one interrupted, which saves its session, too."""
+    asked = (f"--checkpoint={untrained}", "--prompt=a red one", "--frames=100000", "--fps=2")
+    asked += ("--window=3", "--stream", f"--save_session={tmp_path / 'cut.npz'}")
+    videos = [tmp_path / name / "a-red-one_seed0.mp4" for name in ("killed", "interrupted")]
+    processes = [
+        generate(*asked, f"--out={video.parent}", start_new_session=True) for video in videos
+    ]
     deadline = time.monotonic() + 240
-    while not (video.exists() and video.stat().st_size > 20_000):  # many fragments
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    size = -1
-    while size != (size := video.stat().st_size):  # ffmpeg finishes the file
-        time.sleep(0.5)
-    assert len(media.read_video(video)) > 10
+    for process, video in zip(processes, videos, strict=True):
+        while not (video.exists() and video.stat().st_size > 20_000):  # many fragments
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.1)
+    os.killpg(processes[0].pid, signal.SIGKILL)
+    processes[1].send_signal(signal.SIGINT)
+    for process, video in zip(processes, videos, strict=True):
+        process.communicate()
+        size = -1
+        while size != (size := video.stat().st_size):  # ffmpeg finishes the file
+            time.sleep(0.5)
+        assert len(media.read_video(video)) > 10
+    assert processes[1].returncode == 130
+    frames = len(media.read_video(videos[1]))
+    pipeline = NovaPipeline.from_checkpoint(untrained, devices=jax.devices()[:1])
+    assert 0 <= pipeline.resume(tmp_path / "cut.npz").frame - frames <= 1
 
 
 def test_a_growing_file_overwrites_nothing_and_says_what_fails(tmp_path):
