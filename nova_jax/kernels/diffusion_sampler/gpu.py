@@ -20,6 +20,7 @@ values of a token, D width, C programs of a sample, c = D / C columns of a progr
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -196,7 +197,14 @@ def sample(
     ]
     whole = pl.BlockSpec(memory_space=pl.ANY)
     results = pl.pallas_call(
-        functools.partial(_kernel, guidance=guidance, columns=columns, noisy=noise is not None),
+        functools.partial(
+            _kernel,
+            guidance=guidance,
+            columns=columns,
+            noisy=noise is not None,
+            # The interpreter has no warps, and no barrier.
+            barrier=(lambda: None) if interpret else plgpu.debug_barrier,
+        ),
         grid=(batch * programs,),
         in_specs=[whole] * len(inputs),
         out_specs=[whole] * len(shapes),
@@ -251,8 +259,12 @@ def _kernel(
     guidance: Guidance,
     columns: int,
     noisy: bool,
+    barrier: Callable[[], None],
 ) -> None:
-    """One sample's columns, all steps; references in the order of `sample`."""
+    """One sample's columns, all steps; references in the order of `sample`.
+
+    `barrier` has the warps of a program wait for each other.
+    """
     del counter_start  # is `counter`
     depth, count, passes, _, tokens, _ = modulation.shape
     width, dtype = hidden.shape[-1], inner.dtype
@@ -269,16 +281,18 @@ def _kernel(
     def wait(arrived: Array) -> Array:
         """Returns when all programs of this sample have come as often as this one."""
         if programs == 1:
+            # Nobody to wait for, but each warp reads what the others of its program wrote.
+            barrier()
             return arrived
         arrived = arrived + programs
-        plgpu.debug_barrier()
+        barrier()
         plgpu.atomic_add(counter, (b,), 1)
         jax.lax.while_loop(
             lambda seen: seen < arrived,
             lambda seen: plgpu.atomic_add(counter, (b,), 0),
             jnp.zeros((), jnp.int32),
         )
-        plgpu.debug_barrier()
+        barrier()
         return arrived
 
     def publish(sums: Any, g: int, u: Float[Array, "n c"]) -> None:
