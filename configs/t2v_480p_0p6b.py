@@ -106,7 +106,7 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
     config.sampling = dict(
         num_inference_steps=64,
         num_diffusion_steps=25,
-        guidance=dict(scale=5.0),
+        guidance=dict(scale=5.0, renorm=1.0),
         window=config_dict.placeholder(int),
     )
     if run == "long":
@@ -116,6 +116,8 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
         config.first_frame_loss = 1 / 8
         config.context.update(noise=0.1, window=9)
         config.sampling.window = 9
+        # So that guidance does not add up from frame to frame.
+        config.sampling.guidance.renorm = 0.0
     config.dtype = "bfloat16"
     config.remat = "full"
     config.mesh = dict(data=config_dict.placeholder(int), fsdp=fsdp, context=1, tensor=1)

@@ -1,21 +1,31 @@
-"""Draws docs/images/sessions.png with the shipped model.
+"""Draws the pictures of the README with the shipped model: videos, and what is done with sessions.
 
-    python docs/draw_sessions.py docs/images/sessions.png
+    python docs/draw_pictures.py docs/images
 
-A row each: a video of eight frames that goes on; a prompt that changes on the way; two futures of
-one past; a picture of which a half is painted anew.
+digits.png, digits.gif: videos of its own length. sessions.png, a row each: a video that goes on; a
+prompt that changes on the way; two futures of one past; a picture of which a half is painted anew.
 """
 
 import sys
 from pathlib import Path
 
+import einops
 import numpy as np
-from PIL import Image
 
 from nova_jax import media
 from nova_jax.pipeline import NovaPipeline
 
 SHOWN = 16  # frames of a row
+PROMPTS = (
+    "a red seven moves slowly to the left",
+    "the digit 3 in blue goes quickly up",
+    "a green zero races to the lower right corner",
+    "a yellow five glides downward",
+    "a handwritten 2 in cyan moves fast to the upper left",
+    "magenta eight, right",
+    "an orange four moves slowly diagonally up right",
+    "the number 9, white, moves fast to the right",
+)
 
 
 def row(*frames: np.ndarray) -> np.ndarray:
@@ -26,17 +36,31 @@ def row(*frames: np.ndarray) -> np.ndarray:
     return media.enlarge(np.concatenate([clip, blank]), 64)
 
 
-def main(file: str) -> None:
+def main(folder: str) -> None:
     """Draws what is to be seen."""
-    pipeline = NovaPipeline.from_checkpoint()
+    pipeline, place = NovaPipeline.from_checkpoint(), Path(folder)
+    videos = pipeline(PROMPTS)
+    clips = media.enlarge(videos.frames, 64)
+    sheet = media.contact_sheet(clips, PROMPTS)
+    (place / "digits.png").write_bytes(media.encode_png(sheet))
+    grid = einops.rearrange(
+        np.pad(clips, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255),
+        "(rows columns) f h w c -> f (rows h) (columns w) c",
+        rows=2,
+    )
+    (place / "digits.gif").write_bytes(media.encode_gif(grid, videos.fps))
+    sheet = sessions(pipeline)
+    (place / "sessions.png").write_bytes(media.encode_png(sheet))
+
+
+def sessions(pipeline: NovaPipeline) -> np.ndarray:
+    """The sheet of what is done with sessions and masks."""
     rows = {}
 
     prompt = "a yellow two moves slowly to the right"
     video = pipeline(prompt, seed=1).frames[0]
-    longer = pipeline("a yellow two moves slowly up", seed=2, video=video, num_frames=16).frames[0]
-    rows[f"eight frames, and eight that go on from them with another prompt: {prompt}; up"] = [
-        longer
-    ]
+    longer = pipeline(prompt, seed=2, video=video, num_frames=16).frames[0]
+    rows[f"eight frames that were given, and eight that go on from them: {prompt}"] = [longer]
 
     session = pipeline.start("a red seven moves slowly to the left", seed=3)
     before = np.concatenate(list(session.stream(8)), axis=1)[0]
@@ -71,9 +95,7 @@ def main(file: str) -> None:
         *painted,
     ]
     clips = [row(*frames) for frames in rows.values()]
-    sheet = media.contact_sheet(clips, list(rows), columns=1)
-    Path(file).write_bytes(media.encode_png(sheet))
-    print(Image.open(file).size)
+    return media.contact_sheet(clips, list(rows), columns=1)
 
 
 if __name__ == "__main__":
