@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from nova_jax import media
@@ -70,9 +70,12 @@ def check_beginning(
     frames = _frames_of(image) if video is None else _frames_of(video, several=True)
     if len(frames) > 1 and not config.is_video:
         raise NovaError("an image model takes no video; give an image")
-    return _encode(
-        _fitting(frames, codec, from_end=not edits), mask, outpaint, count, config, codec
-    )
+    hidden = None if mask is None else check_mask(mask, frames.shape[:3])
+    chosen = _fitting(len(frames), codec, from_end=not edits)
+    frames, hidden = frames[chosen], hidden if hidden is None else hidden[chosen]
+    if outpaint is not None:
+        frames, hidden = outpainted(frames, hidden, outpaint)
+    return _encode(frames, hidden, count, config, codec)
 
 
 def check_latents(latents: Any, count: int, config: NovaConfig) -> FirstFrames:
@@ -115,47 +118,37 @@ def _frames_of(given: Any, *, several: bool = False) -> UInt8[np.ndarray, "F H W
     return frames
 
 
-def _fitting(
-    frames: UInt8[np.ndarray, "F H W 3"], codec: VideoCodec, *, from_end: bool
-) -> UInt8[np.ndarray, "f H W 3"]:
+def _fitting(count: int, codec: VideoCodec, *, from_end: bool) -> slice:
     """As many frames as latent frames stand for; of what goes on the last ones, else the first."""
-    most = len(frames)
-    number = next(n for n in range(most, 0, -1) if codec.pixel_frames(codec.latent_frames(n)) == n)
-    if number < most:
+    number = next(n for n in range(count, 0, -1) if codec.pixel_frames(codec.latent_frames(n)) == n)
+    if number < count:
         logger.warning(
             "video of %d frames: the %s %d are left out, for latent frames stand for %d of them",
-            *(most, "first" if from_end else "last", most - number, number),
+            *(count, "first" if from_end else "last", count - number, number),
         )
-    return frames[-number:] if from_end else frames[:number]
+    return slice(count - number, None) if from_end else slice(number)
 
 
 def _encode(
     frames: UInt8[np.ndarray, "F H W 3"],
-    mask: Any,
-    outpaint: Any,
+    hidden: Bool[np.ndarray, "F H W"] | None,
     count: int,
     config: NovaConfig,
     codec: VideoCodec,
 ) -> FirstFrames:
     """Frames in the model's size, what a mask says of them, and their latents."""
     size = (config.latent_size[0] * codec.stride, config.latent_size[1] * codec.stride)
-    edited = mask is not None or outpaint is not None
-    hidden = (
-        np.zeros(frames.shape[:3], bool) if mask is None else check_mask(mask, frames.shape[:3])
-    )
-    if outpaint is not None:
-        whole = hidden
-        frames, hidden = outpainted(frames, outpaint)
-        top, _, _, left = outpaint
-        hidden[:, top : top + whole.shape[1], left : left + whole.shape[2]] |= whole
     if frames.shape[1:3] != size:
         logger.warning(
             "%s of %dx%d scaled and cropped about its center to %dx%d",
             *("image" if len(frames) == 1 else "video", *frames.shape[2:0:-1], *size[::-1]),
         )
         frames = np.stack([media.fit_image(frame, size) for frame in frames])
-        hidden = fit_mask(hidden, size) if edited else np.zeros(frames.shape[:3], bool)
-    edit = Edit.of(frames, hidden, codec, config.patch_size) if edited else None
-    pixels = to_float(frames) if edit is None else edit.hidden(hidden)
+        hidden = None if hidden is None else fit_mask(hidden, size)
+    edit, pixels = None, to_float(frames)
+    if hidden is not None:
+        edit = Edit.of(frames, hidden, codec, config.patch_size)
+        # Gray, so that what is hidden does not shine through an autoencoder.
+        pixels[hidden] = 0
     mean, deviation = (np.asarray(x) for x in codec.posterior(pixels[None]))
     return FirstFrames(np.broadcast_to(mean, (count, *mean.shape[1:])), deviation, edit)

@@ -22,7 +22,6 @@ from scipy import ndimage
 
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
-from nova_jax.autoencoders.pixels import to_float
 from nova_jax.config import Natural, convert, shown
 from nova_jax.errors import NovaError
 
@@ -68,10 +67,6 @@ class Edit:
             area = drawn.repeat(side, 0).repeat(side, 1)
             share[shows] = [_ramp(one, area) for one in mask[shows]]
         return cls(frames, share, np.stack(kept))
-
-    def hidden(self, mask: Mask) -> Float[np.ndarray, "F H W 3"]:
-        """The given frames in [-1, 1], gray where they are painted anew."""
-        return np.where(mask[..., None], np.float32(0), to_float(self.frames))
 
     def put_in(self, drawn: UInt8[np.ndarray, "b T H W 3"]) -> UInt8[np.ndarray, "b T H W 3"]:
         """What was drawn, put into the frames; frames beyond the given ones stay as drawn."""
@@ -134,12 +129,13 @@ def _gray(mask: Any) -> Bool[np.ndarray, "*shape"]:
 
 
 def outpainted(
-    frames: Frames, margins: Any
+    frames: Frames, mask: Mask | None, margins: Any
 ) -> tuple[UInt8[np.ndarray, "F _ _ 3"], Bool[np.ndarray, "F _ _"]]:
-    """Frames with room around them, and the mask that has the room painted.
+    """Frames with room around them, and the mask that has the room painted as well.
 
     Args:
         frames: F frames.
+        mask: of them; None for nothing.
         margins: pixels at the top, right, bottom and left.
 
     Raises:
@@ -156,7 +152,8 @@ def outpainted(
     if largest > 2 * media.LARGEST:
         raise NovaError(f"outpaint makes a picture of {largest} pixels a side; take less")
     sides = ((0, 0), (top, bottom), (left, right))
-    mask = np.pad(np.zeros(frames.shape[:3], bool), sides, constant_values=True)
+    mask = np.zeros(frames.shape[:3], bool) if mask is None else mask
+    mask = np.pad(mask, sides, constant_values=True)
     return np.pad(frames, (*sides, (0, 0)), constant_values=WHITE - 1), mask
 
 

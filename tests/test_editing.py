@@ -59,6 +59,14 @@ def test_frames_that_fill_no_latent_frame_are_left_out_and_it_is_said(released, 
     assert "video of 7 frames: the first 2 are left out" in caplog.text
     assert_same(few(released, video=frames[2:], max_latent_length=3).frames, made.frames)
     assert made.frames.shape[1] == 9
+    # Of what is painted anew the last ones are, with their masks.
+    masks = np.zeros((7, 64, 96), bool)
+    masks[3, :32] = True
+    edit = released.request(PROMPT, video=frames, mask=masks).edit
+    assert "video of 7 frames: the last 2 are left out" in caplog.text
+    np.testing.assert_array_equal(edit.frames, frames[:5])
+    assert edit.kept[0].all() and not edit.kept[1].all()
+    assert (edit.share[3, :32] == 1).all() and not edit.share[[0, 1, 2, 4]].any()
 
 
 def test_an_empty_mask_returns_the_input(pipeline, released, video):
