@@ -60,8 +60,10 @@ class Edit:
         """
         side, kept = codec.stride * patch_size, []
         share = np.zeros(mask.shape, np.float32)
-        for t in range(codec.latent_frames(len(frames))):
-            shows = slice(codec.pixel_frames(t) if t else 0, codec.pixel_frames(t + 1))
+        shown = [0, *map(codec.pixel_frames, range(1, codec.latent_frames(len(frames)) + 1))]
+        for start in shown[:-1]:
+            # Latent frames that show nothing before their window is full show all of it.
+            shows = slice(start, next(end for end in shown if end > start))
             drawn = _tokens(np.any(mask[shows], axis=0), side)
             kept.append(~drawn.ravel())
             area = drawn.repeat(side, 0).repeat(side, 1)

@@ -3,11 +3,15 @@
 import jax
 import numpy as np
 import pytest
+from autoencoders.test_streaming import COG, IMAGE, LTX, VIDEO
+from autoencoders.test_streaming import make as make_codec
 from PIL import Image
 from test_pipeline import RELEASED, assert_same
 
 from nova_jax.autoencoders.pixels import to_float
+from nova_jax.beginning import check_beginning
 from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
 from nova_jax.pipeline import NovaPipeline
 
 PROMPT = "a red one"
@@ -173,3 +177,42 @@ def test_a_mask_of_another_size_is_scaled_and_it_is_said(pipeline, video, caplog
 def test_a_session_takes_no_mask(pipeline, video):
     with pytest.raises(NovaError, match="a session begins with frames as they are"):
         pipeline.start(PROMPT, video=video, mask=np.ones((16, 16), bool))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "latents", "over"),
+    [
+        ("AutoencoderKL", IMAGE, 3, 0),
+        ("AutoencoderKLOpenSora", VIDEO, 3, 1),
+        ("AutoencoderKLOpenSora", VIDEO, 9, 1),  # in two windows
+        ("AutoencoderKLCogVideoX", COG, 4, 1),
+        ("AutoencoderKLLTXVideo", LTX, 3, 1),
+    ],
+)
+def test_every_autoencoder_has_its_frames_painted(name, values, latents, over):
+    codec = make_codec(name, values)
+    config = NovaConfig(
+        latent_size=(4, 4), latent_channels=codec.latent_channels, patch_size=1, frames=latents,
+        temporal_encoder="vit_d1w32", spatial_decoder="vit_d2w32", diffusion_head="mlp_d1w32",
+        text_dim=8, text_length=4,
+    )  # fmt: skip
+    count, side = codec.pixel_frames(latents), 4 * codec.stride
+    frames = noise(count + over, side, side, 3)
+    mask = np.zeros((count + over, side, side), bool)
+    mask[count - 1, 0, 0] = True  # in the last latent frame
+    first = check_beginning(None, frames, None, mask, None, 2, config=config, codec=codec)
+    edit = first.edit
+    assert first.mean.shape == (2, latents, 4, 4, codec.latent_channels)
+    assert edit.kept.shape == (latents, 16) and edit.kept[0].all()
+    assert (~edit.kept[-1]).nonzero()[0].tolist() == [0, 1, 4, 5]
+    drawn = 255 - frames[None, :count]
+    made = edit.put_in(drawn)[0]
+    outside = np.ones((count, side, side), bool)
+    outside[count - 1, : side // 2, : side // 2] = False
+    np.testing.assert_array_equal(made[outside], frames[:count][outside])
+    np.testing.assert_array_equal(made[-1, 0, 0], drawn[0, -1, 0, 0])
+    # What goes on takes the last frames, and all of them are context.
+    going = check_beginning(None, frames, None, None, None, 1, config=config, codec=codec)
+    np.testing.assert_allclose(
+        going.mean[0], codec.encode(to_float(frames[over:])[None])[0], rtol=1e-5, atol=1e-5
+    )
