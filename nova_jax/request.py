@@ -117,6 +117,14 @@ class Request:
     show_progress: bool
     on_step: OnStep | None = None
 
+    def __post_init__(self) -> None:
+        """Raises a `NovaError` if what is to be called after each step cannot be."""
+        if self.on_step is not None and not callable(self.on_step):
+            raise NovaError(
+                f"on_step is {shown(self.on_step)}; give a function, which is called with a "
+                "nova_jax.sampling.steps.Partial"
+            )
+
     @property
     def recorded(self) -> bool:
         """Whether order or noise are given: they have no known layout, so one device has all."""

@@ -236,6 +236,7 @@ def test_a_class_conditional_image_model_takes_labels(save_untrained, tmp_path):
         ({"order": "x"}, r"order is 'x'; it must be \[1, 16\], a permutation"),
         ({"order": np.zeros((1, 16), int)}, "order is .*; it must be"),
         ({"noise": 3}, "noise is 3; give a source"),
+        ({"on_step": []}, r"on_step is \[\]; give a function"),
         ({"image": 3}, r"image is 3; give uint8 \[H, W, 3\]"),
         ({"image": "x.png"}, r"image is 'x.png'; give uint8 \[H, W, 3\]"),
         ({"prompt": b"one"}, "prompt b'one': this model takes text"),
