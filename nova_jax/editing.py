@@ -15,6 +15,7 @@ import dataclasses
 import logging
 from typing import Any
 
+import einops
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
@@ -42,11 +43,13 @@ class Edit:
         frames: the given ones.
         share: of what is drawn in what is shown: 1 under the mask, 0 outside of what is drawn.
         kept: tokens that are not drawn.
+        seen: as share, in latents: of what is drawn in what later frames see.
     """
 
     frames: Frames
     share: Float[np.ndarray, "F H W"]
     kept: Bool[np.ndarray, "g n"]
+    seen: Float[np.ndarray, "g h w"]
 
     @classmethod
     def of(cls, frames: Frames, mask: Mask, codec: VideoCodec, patch_size: int) -> Edit:
@@ -58,7 +61,7 @@ class Edit:
             codec: of the model.
             patch_size: a token's side in latents.
         """
-        side, kept = codec.stride * patch_size, []
+        side, kept, seen = codec.stride * patch_size, [], []
         share = np.zeros(mask.shape, np.float32)
         shown = [0, *map(codec.pixel_frames, range(1, codec.latent_frames(len(frames)) + 1))]
         for start in shown[:-1]:
@@ -68,7 +71,9 @@ class Edit:
             kept.append(~drawn.ravel())
             area = drawn.repeat(side, 0).repeat(side, 1)
             share[shows] = [_ramp(one, area) for one in mask[shows]]
-        return cls(frames, share, np.stack(kept))
+            blocks = "f (h y) (w x) -> h w"
+            seen.append(einops.reduce(share[shows], blocks, "mean", y=codec.stride, x=codec.stride))
+        return cls(frames, share, np.stack(kept), np.stack(seen))
 
     def put_in(self, drawn: UInt8[np.ndarray, "b T H W 3"]) -> UInt8[np.ndarray, "b T H W 3"]:
         """What was drawn, put into the frames; frames beyond the given ones stay as drawn."""

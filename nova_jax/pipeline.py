@@ -375,7 +375,7 @@ class NovaPipeline:
                     self.schedule,
                     **jax.device_put(self.encode(request, batch), batch_sharding(mesh)),
                     frames=request.frames,
-                    kept=None if request.edit is None else request.edit.kept,
+                    **request.painting,
                     config=request.sampling,
                     order=request.order,
                     noise=request.noise,

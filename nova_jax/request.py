@@ -136,6 +136,11 @@ class Request:
         return None if self.first is None else self.first.edit
 
     @property
+    def painting(self) -> dict[str, Any]:
+        """What of the first frames is painted anew, as `generate` takes it."""
+        return {} if self.edit is None else {"kept": self.edit.kept, "share": self.edit.seen}
+
+    @property
     def count(self) -> int:
         """Samples."""
         return len(self.prompts) * self.copies

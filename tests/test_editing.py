@@ -1,5 +1,7 @@
 """Continuation and editing on small untrained models: what is given stays, the rest is drawn."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -115,6 +117,23 @@ def test_each_frame_may_have_a_mask_of_its_own_and_the_video_goes_on(pipeline, v
     goes_on = pipeline(PROMPT, seed=3, video=made[:3], num_frames=4)
     state = pipeline.start(PROMPT, seed=3, video=made[:3], num_frames=4).state
     assert int(state.frame[0]) == 3 and goes_on.frames.shape[1] == 4
+
+
+def test_later_frames_see_what_is_shown(pipeline, video):
+    """The soft edge, too: latents of these pixels are theirs by arithmetic."""
+    mask = np.zeros((16, 16), bool)
+    mask[:5, :5] = True
+    made = pipeline(PROMPT, seed=3, video=video[:1], mask=mask, num_frames=2)
+
+    def goes_on(latents):
+        session = pipeline.start(PROMPT, seed=3, latents=latents, num_frames=2)
+        session.state = dataclasses.replace(session.state, drawn=session.state.frame)
+        return np.asarray(next(session.latents(1)))
+
+    after = goes_on(np.asarray(pipeline.codec.encode(to_float(made.frames[:, :1]))))
+    hard_edge = goes_on(made.latents[:, :1])
+    difference, other = (np.abs(made.latents[:, 1] - x).mean() for x in (after, hard_edge))
+    assert difference < 0.1 * other  # whole numbers have rounded pixels
 
 
 def test_a_picture_is_painted_in_and_around(pipeline, released, video, caplog):

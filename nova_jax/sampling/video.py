@@ -33,6 +33,7 @@ def generate(
     negative: Conditions | None = None,
     given: Float[Array, "b g h w c"] | None = None,
     kept: Bool[np.ndarray, "g n"] | None = None,
+    share: Float[np.ndarray, "g h w"] | None = None,
     order: Int[Array, "b n"] | None = None,
     noise: NoiseSource | None = None,
     on_frame: Callable[[int], None] | None = None,
@@ -51,6 +52,7 @@ def generate(
         negative: conditions of the unconditional passes; by default no text, no class.
         given: the first latent frames, such as an image's, which are kept and not drawn.
         kept: of these, the tokens that are kept while the others are drawn; all by default.
+        share: of what is drawn in what later frames see of these, 0 to 1; all by default.
         order: reveal orders, drawn from the keys by default.
         noise: noise source, drawn from the keys by default.
         on_frame: called with the number of finished frames after each.
@@ -93,7 +95,12 @@ def generate(
             video.append(latents)
         elif kept is not None:
             tokens = jnp.broadcast_to(kept[frame], (len(keys), size.num_tokens))
-            state, video[frame] = step(state, Kept(video[frame], tokens))
+            before, old = state, video[frame]
+            state, video[frame] = step(before, Kept(old, tokens))
+            if share is not None:
+                blend = jnp.asarray(share[frame])[None, :, :, None]
+                mixed = blend * video[frame] + (1 - blend) * old
+                state = before.followed_by(mixed, config.context_noise)
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
