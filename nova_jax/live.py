@@ -83,17 +83,15 @@ class ClipFile:
 
     def __init__(self, path: Path, fps: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        names = (path, *(path.with_stem(f"{path.stem}-{copy}") for copy in range(2, 10**6)))
-        for name in names:
+        for name in media.numbered(path):
             try:
                 open(name, "xb").close()
             except FileExistsError:
                 continue
             self.path = name
             break
-        self._fps, self._ffmpeg = fps, None
-
-    _ffmpeg: subprocess.Popen[bytes] | None
+        self._fps = fps
+        self._ffmpeg: subprocess.Popen[bytes] | None = None
 
     def write(self, frames: media.Clip) -> None:
         """Takes the frames that follow.

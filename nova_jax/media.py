@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -111,19 +111,25 @@ def save(path: Path, data: bytes) -> Path:
     It is `path`, or with a number before the suffix if that exists: `name-2.mp4`, `name-3.mp4`, ...
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = path.stem
     with files.unfinished(path) as hidden:
         with open(hidden, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # some file systems say only now that they are full
-        for copy in itertools.count(2):
+        for name in numbered(path):
             try:
-                files.publish(hidden, path)
-                return path
+                files.publish(hidden, name)
+                return name
             except FileExistsError:
-                path = path.with_stem(f"{stem}-{copy}")
+                continue
     raise AssertionError("unreachable")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Names for a new file, to take the first one that is free: `path`, then with -2, -3, ..."""
+    yield path
+    for copy in itertools.count(2):
+        yield path.with_stem(f"{path.stem}-{copy}")
 
 
 def save_clip(path: Path, frames: Clip, fps: float, *, gif: bool = False) -> Path:
