@@ -51,10 +51,19 @@ class Kept:
     Attributes:
         latents: that frame.
         tokens: which tokens are kept, row-major; the others are drawn.
+        share: of what is drawn in what later frames see, 0 to 1; None for all.
     """
 
     latents: Float[Array, "b h w c"]
     tokens: Bool[Array, "b n"]
+    share: Float[Array, "b h w"] | None = None
+
+    def mixed(self, drawn: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """What later frames see of a frame."""
+        if self.share is None:
+            return drawn
+        share = self.share[..., None]
+        return share * drawn + (1 - share) * self.latents
 
 
 def stack_passes(
@@ -234,7 +243,8 @@ def next_frame(
     """The next frame of every sample, and the state after it."""
     indicators = describe(model, state, sampling.guidance)
     latents = fill(model, indicators, state, kept, schedule=schedule, sampling=sampling)
-    return state.followed_by(latents, sampling.context_noise), latents
+    seen = latents if kept is None else kept.mixed(latents)
+    return state.followed_by(seen, sampling.context_noise), latents
 
 
 class Parallelism(Protocol):

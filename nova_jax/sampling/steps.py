@@ -117,7 +117,7 @@ class StepByStep:
                 )
                 latents, revealed = _look(tokens, order, number, start + count, plan=self.plan)
                 self.on_step(Partial(first, step + 1, steps, latents, revealed))
-        return _finish(state, tokens, order, plan=self.plan)
+        return _finish(state, kept, tokens, order, plan=self.plan)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "plan", "parallelism"))
@@ -184,8 +184,14 @@ def _look(
 
 @functools.partial(jax.jit, static_argnames="plan")
 def _finish(
-    state: VideoState, tokens: Float[Array, "b r p"], order: Int[Array, "b n"], *, plan: FramePlan
+    state: VideoState,
+    kept: Kept | None,
+    tokens: Float[Array, "b r p"],
+    order: Int[Array, "b n"],
+    *,
+    plan: FramePlan,
 ) -> tuple[VideoState, Float[Array, "b h w c"]]:
     """The state after the frame, and the frame."""
     latents = plan.latents(tokens, order)
-    return state.followed_by(latents, plan.sampling.context_noise), latents
+    seen = latents if kept is None else kept.mixed(latents)
+    return state.followed_by(seen, plan.sampling.context_noise), latents

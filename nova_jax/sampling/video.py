@@ -89,18 +89,17 @@ def generate(
     )
     video = [] if given is None else list(jnp.unstack(given.astype(jnp.float32), axis=1))
     step = frame_by_frame(model, state, schedule, config, on_step, parallelism=parallelism)
+
+    def of_all(part: np.ndarray) -> Array:
+        return jnp.stack([part] * len(keys))
+
     for frame in range(frames):
         if frame >= prefix:
             state, latents = step(state, None)
             video.append(latents)
         elif kept is not None:
-            tokens = jnp.broadcast_to(kept[frame], (len(keys), size.num_tokens))
-            before, old = state, video[frame]
-            state, video[frame] = step(before, Kept(old, tokens))
-            if share is not None:
-                blend = jnp.asarray(share[frame])[None, :, :, None]
-                mixed = blend * video[frame] + (1 - blend) * old
-                state = before.followed_by(mixed, config.context_noise)
+            shown = None if share is None else of_all(share[frame])
+            state, video[frame] = step(state, Kept(video[frame], of_all(kept[frame]), shown))
         if on_frame is not None:
             jax.block_until_ready(video[frame])
             on_frame(frame + 1)
