@@ -97,7 +97,7 @@ def caption(scene: Scene, number: int) -> str:
 
 
 def is_seen(scene: Scene, number: int) -> bool:
-    """Whether training may show a scene with the wording that `number` picks for it.
+    """Whether training shows what the wording that `number` picks says of a scene.
 
     Kept back, so that every digit, color, count and wording, and most pairs of them, is seen still:
 
@@ -107,13 +107,18 @@ def is_seen(scene: Scene, number: int) -> bool:
         wording and digit  10 of 60 of a single digit, which has nothing else to keep back
     """
     first, count = scene.digits[0], len(scene.digits)
-    if any(
-        (digit + 3 * list(COLORS).index(color)) % 10 == 0
-        for digit, color in zip(scene.digits, scene.colors, strict=True)
-    ):
-        return False
     if scene.task == "counting":
         return (first + 3 * count) % 5 != 0
-    if count > 1:
-        return sum(scene.digits) not in (3, 13)
-    return scene.task != "single_object" or number % _WORDINGS != first % _WORDINGS
+    if scene.task == "single_object":
+        return number % _WORDINGS != first % _WORDINGS
+    return (count == 1 or sum(scene.digits) not in (3, 13)) and (
+        not scene.colors_told or has_seen_colors(scene)
+    )
+
+
+def has_seen_colors(scene: Scene) -> bool:
+    """Whether all digits have colors that training shows them in, told or not."""
+    return all(
+        (digit + 3 * list(COLORS).index(color)) % 10
+        for digit, color in zip(scene.digits, scene.colors, strict=True)
+    )

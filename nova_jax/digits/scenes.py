@@ -18,7 +18,15 @@ from jaxtyping import Float
 from nova_jax.config import Checked, Count, Fraction, Range, Seed
 from nova_jax.digits.captions import COLORS
 from nova_jax.digits.clips import COMBINATIONS, GLYPH, SPLITS, glyphs, render
-from nova_jax.digits.scene_captions import COUNTS, RELATIONS, TASKS, Scene, caption, is_seen
+from nova_jax.digits.scene_captions import (
+    COUNTS,
+    RELATIONS,
+    TASKS,
+    Scene,
+    caption,
+    has_seen_colors,
+    is_seen,
+)
 from nova_jax.errors import NovaError
 
 #: Things of a scene stand at least so many pixels apart, soft edges included.
@@ -155,7 +163,10 @@ class ScenesSource:
         which = self.config.combinations
         while True:
             scene, wordings = draw_scene(rng, task), rng.integers(2**62, size=2).tolist()
-            if which == "all" or all(is_seen(scene, w) == (which == "seen") for w in wordings):
+            seen = {is_seen(scene, wording) for wording in wordings}
+            # Training is shown none of the colors that are kept back, told or not.
+            shown = which != "seen" or has_seen_colors(scene)
+            if shown and (which == "all" or seen == {which == "seen"}):
                 return scene, wordings
 
     def _paint(self, rng: np.random.Generator, scene: Scene) -> np.ndarray:

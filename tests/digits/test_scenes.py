@@ -15,10 +15,13 @@ from nova_jax.digits.scene_captions import (
     TASKS,
     Scene,
     caption,
+    has_seen_colors,
     is_seen,
 )
 from nova_jax.digits.scene_judges import SceneJudges, Thing, is_right, stands
+from nova_jax.digits.scene_scores import make_scene_questions, tally_scenes
 from nova_jax.digits.scenes import ScenesConfig, ScenesSource
+from nova_jax.digits.scores import Score
 from nova_jax.errors import NovaError
 from nova_jax.text.hashed_words import words
 
@@ -103,12 +106,17 @@ def test_training_never_shows_what_is_kept_back():
     kept = ScenesSource(ScenesConfig(split="held_out", combinations="unseen")).batch(range(600))
     for scene, text in zip(kept["scene"], kept["caption"], strict=True):
         new = set(zip(scene.digits, scene.colors, strict=True)) - seen["color"]
-        if scene.task == "counting":
-            assert new or (len(scene.digits), scene.digits[0]) not in seen["count"]
-        elif len(scene.digits) == 2:
-            assert new or frozenset(scene.digits) not in seen["pair"]
-        else:
-            assert new or text not in seen["words"]
+        match scene.task:
+            case "single_object":
+                assert text not in seen["words"]
+            case "counting":
+                assert (len(scene.digits), scene.digits[0]) not in seen["count"]
+            case "colors":
+                assert new
+            case "color_attr":
+                assert new or frozenset(scene.digits) not in seen["pair"]
+            case _:
+                assert frozenset(scene.digits) not in seen["pair"]
 
 
 def test_captions_say_what_their_task_is_about_and_no_more():
@@ -204,10 +212,31 @@ def test_scenes_that_cannot_be():
             ScenesConfig(**options)
 
 
-def test_about_a_tenth_of_each_kind_is_kept_back():
+def test_so_many_are_kept_back():
     kept = [
         is_seen(Scene("single_object", (digit,), ("white",)), number)
         for digit, number in itertools.product(range(10), range(6))
-        if digit != 9  # a white nine is kept back for its color
     ]
-    assert kept.count(False) == 9
+    assert kept.count(False) == 10
+    pairs = itertools.product(range(10), COLORS)
+    assert [has_seen_colors(Scene("colors", (d,), (c,))) for d, c in pairs].count(False) == 8
+
+
+def test_questions_are_different_and_half_of_them_about_what_was_kept_back():
+    questions = make_scene_questions(40, seed=3)
+    assert questions == make_scene_questions(40, seed=3) != make_scene_questions(40, seed=4)
+    counts = collections.Counter((q.scene.task, q.group) for q in questions)
+    assert counts.pop(("single_object", "unseen")) == 10
+    assert counts.pop(("single_object", "seen")) == 20
+    assert set(counts.values()) == {20}
+    assert len({question.prompt for question in questions}) == len(questions)
+
+
+def test_answers_are_counted_by_task_and_group():
+    questions = make_scene_questions(4, seed=0)
+    right = [q.group == "seen" or q.scene.task == "colors" for q in questions]
+    tally = tally_scenes(questions, right)
+    assert tally["seen"]["position"] == Score(2, 2)
+    assert tally["unseen"]["position"] == Score(0, 2)
+    assert tally["all"]["position"] == Score(2, 4)
+    assert tally["all"]["colors"] == Score(4, 4)
