@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 40_000
+    config.steps = 20_000
     config.motion_flow = 0.0
     config.stop_at = config_dict.placeholder(int)  # stop early; the same command goes on
 
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         patch_size=8,
         frames=1,
         temporal_encoder="vit_d3w128",
-        spatial_decoder="vit_d6w128",
+        spatial_decoder="vit_d4w128",
         diffusion_head="mlp_d3w192",
         text_dim=128,
         text_length=16,
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
     config.loss_repeat = 1
     config.dtype = "float32"
     config.remat = "none"
-    config.unroll = 6
+    config.unroll = 4
     config.mesh = dict(fsdp=1, context=1, tensor=1)
 
     config.checkpoint = dict(every=1000, keep_latest=2, keep_best=1)

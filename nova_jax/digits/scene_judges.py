@@ -91,6 +91,11 @@ class SceneJudges:
             things.append(Thing(digit, color, middle, size))
         return tuple(sorted(things, key=lambda thing: thing.middle))
 
+    def features(self, picture: Picture) -> Float[np.ndarray, "n 10"]:
+        """The classifier's scores of each thing in a picture."""
+        crops = [self._crop(picture, piece) for piece in self._pieces(picture)]
+        return self._classifier.decision_function(crops) if crops else np.empty((0, 10))
+
     def _pieces(self, picture: Picture) -> list[Bool[np.ndarray, "h w"]]:
         """Masks of what hangs together; strokes up to two pixels apart are of one piece."""
         value = picture.max(-1)
