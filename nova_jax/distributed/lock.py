@@ -140,6 +140,14 @@ def _read(path: Path) -> str:
     return ""
 
 
+def holder(path: Path) -> str:
+    """Who holds a lock file, since when, and the last sign of life; empty if nobody does.
+
+    A process that was killed leaves them behind: then the last sign is an old one.
+    """
+    return ", ".join(_read(path).splitlines())
+
+
 def _owner(path: Path) -> str:
     return _read(path).partition("\n")[0]
 

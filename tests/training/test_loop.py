@@ -4,6 +4,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from prepared import make_records
 from processes import arrays
@@ -13,6 +14,7 @@ from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
+from nova_jax.training.status import read_status
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,14 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
         assert gif.n_frames == 2
     assert (unbroken / "samples" / "step_0000006.png").exists()
     assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
+
+
+def test_a_finished_run_says_so(unbroken):
+    status = read_status(epath.Path(unbroken))
+    assert status.step == status.steps == 6
+    assert status.losses.keys() == {"train_image", "train_video"}
+    assert not status.running and not status.skipped
+    assert "\nfinished\n" in status.text()
 
 
 @pytest.mark.slow
