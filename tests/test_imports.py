@@ -20,11 +20,12 @@ LAYERS = (
     ("models",),
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
-    ("data",),
+    ("data", "rewriting"),
     (
         "arguments",
         "beginning",
         "budget",
+        "call",
         "editing",
         "live",
         "pipeline",
