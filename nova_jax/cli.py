@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from nova_jax import recipes
-from nova_jax.config import convert, described
+from nova_jax.config import Seed, convert, described
 from nova_jax.errors import NovaError
+from nova_jax.files import cache_folder
+from nova_jax.rewriting import instructions
+from nova_jax.rewriting.interface import Rewriter
+from nova_jax.rewriting.language_model import LanguageModelRewriter
+from nova_jax.rewriting.replay import Replay
 
 # What Python and absl say of a value of another type, in part; and what it must be.
 _TYPES = {
@@ -75,6 +80,58 @@ def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[An
     return flags.DEFINE(_Parser(name, kind), name, default, help)
 
 
+class RewriterFlags:
+    """Defines --rewrite, --rewrite_seed and --rewritten: what prompts become before they are drawn.
+
+    Attributes:
+      all: The flags.
+    """
+
+    def __init__(self) -> None:
+        self._model = flags.DEFINE_string(
+            "rewrite",
+            None,
+            "Instruct model that writes prompts anew before they are drawn: its directory, or its "
+            "id on the Hugging Face hub; files keep the names of the prompts.",
+        )
+        self._seed = define("rewrite_seed", Seed, None, "Sample its answers; greedy by default.")
+        self._file = flags.DEFINE_string(
+            "rewritten", None, "File of rewritten prompts, or PROMPTS.txt,REWRITTEN.txt."
+        )
+        self.all = (self._model, self._seed, self._file)
+
+    def make(self, *, video: bool) -> Rewriter | None:
+        """The rewriter that is asked for, for videos or for pictures; None for none.
+
+        Raises:
+          NovaError: Both a model and a file are given, or a seed alone; or they cannot be read.
+        """
+        model, file = self._model.value, self._file.value
+        if model is not None and file is not None:
+            raise NovaError("--rewrite and --rewritten are given; give one of them")
+        if self._seed.value is not None and model is None:
+            raise NovaError("--rewrite_seed is of --rewrite, which is not given; leave it away")
+        if file is not None:
+            return Replay.read(file)
+        told = instructions.VIDEO if video else instructions.PICTURE
+        asked: Any = {"instructions": told, "seed": self._seed.value}
+        return None if model is None else LanguageModelRewriter(model, **asked)
+
+    def rewrite(self, prompts: Sequence[str], *, video: bool) -> Replay | None:
+        """What prompts become, all of them now; the model's memory is free again after it.
+
+        Raises:
+          NovaError: As `make`, or there are no other words for a prompt.
+        """
+        rewriter = self.make(video=video)
+        if rewriter is None:
+            return None
+        said = Replay.of(rewriter, prompts)
+        if isinstance(rewriter, LanguageModelRewriter):
+            rewriter.close()
+        return said
+
+
 def run(
     main: Callable[..., None], *, arguments: str | None = None, config: str | None = None
 ) -> None:
@@ -125,8 +182,7 @@ def _keep_compiled_programs() -> None:
     JAX_ENABLE_COMPILATION_CACHE=false switches it off.
     """
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "nova_jax" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
     # XLA's own caches, in the same directory, keep absolute paths of the machine.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 

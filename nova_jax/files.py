@@ -51,6 +51,12 @@ def output_folder(place: str | os.PathLike[str]) -> pathlib.Path:
     return folder
 
 
+def cache_folder() -> pathlib.Path:
+    """Where the user keeps what can be made again: XDG_CACHE_HOME, or ``~/.cache``."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "nova_jax"
+
+
 def new_output(place: str | os.PathLike[str]) -> pathlib.Path:
     """The name of a file or directory that can be made there and is not there yet.
 

@@ -114,10 +114,12 @@ RESUME = flags.DEFINE_string(
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
 )
+REWRITER = cli.RewriterFlags()
 # What an export has no place for: it is given when the programs are run.
 LATER = (
     *(PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, SEED, COPIES),
     *(OUT, GIF, FPS, UPSCALE, SCHEDULE, STREAM, SAVE, RESUME),
+    *REWRITER.all,
 )
 # What makes a request a session, and what a session that goes on has already.
 SESSION = (SCHEDULE, STREAM, SAVE, RESUME)
@@ -165,7 +167,15 @@ def main() -> None:
     fps = FPS.value or pipeline.fps
     if GIF.value and fps > media.GIF_CLOCK:
         raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
+    said = [*prompts, *(cue.prompt for cue in cues)]
+    if (name := _present(*REWRITER.all)) and not (said and pipeline.config.num_classes is None):
+        raise NovaError(f"--{name} has no prompt in words to rewrite; leave it away")
+    frames = pipeline.latent_frames(options["max_latent_length"], FRAMES.value)
+    rewriter = REWRITER.rewrite(said, video=live or frames > 1)
+    if rewriter is not None:
+        print(media.save(out / "rewritten.jsonl", rewriter.lines()), flush=True)
     asked: dict[str, Any] = {
+        "rewriter": rewriter,
         "prompt": prompts if pipeline.config.num_classes is None else _labels(prompts),
         "negative_prompt": NEGATIVE.value,
         "num_frames": FRAMES.value,
@@ -204,6 +214,7 @@ def _resume(pipeline: NovaPipeline, asked: dict[str, Any]) -> Session:
     if given := _present(*RESUMED, *options):
         raise NovaError(f"--{given} has no place in a session that goes on; leave it away")
     session = pipeline.resume(RESUME.value)
+    session.rewriter = asked["rewriter"]
     if asked["prompt"]:
         session.prompt(asked["prompt"])
     if SEED.present:

@@ -23,23 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image
 from tqdm import tqdm
 
-from nova_jax.arguments import (
-    check_devices,
-    check_dtype,
-    check_frames,
-    check_mesh,
-    check_negative,
-    check_noise,
-    check_order,
-    check_prompts,
-    check_seeds,
-)
+from nova_jax import call
+from nova_jax.arguments import check_devices, check_dtype, check_frames, check_mesh
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
-from nova_jax.beginning import Pictures, check_beginning
 from nova_jax.budget import check_memory
 from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
@@ -49,11 +38,9 @@ from nova_jax.distributed.mesh import MeshLayout, batch_sharding
 from nova_jax.errors import NovaError
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.placement import Placement
-from nova_jax.request import Batch, FirstFrames, Output, OutputType, Prompt, Request, asking
-from nova_jax.sampling.denoise import NoiseSource
+from nova_jax.request import Batch, FirstFrames, Output, Prompt, Request
 from nova_jax.sampling.options import SamplingConfig, with_options
 from nova_jax.sampling.schedules import Schedule
-from nova_jax.sampling.steps import OnStep
 from nova_jax.sampling.video import generate
 from nova_jax.session import Session
 from nova_jax.session_file import fingerprint
@@ -195,118 +182,7 @@ class NovaPipeline:
         other.config = other.model.config
         return other
 
-    def request(
-        self,
-        prompt: str | int | Sequence[str] | Sequence[int] | None = None,
-        num_inference_steps: int | None = None,
-        num_diffusion_steps: int | None = None,
-        max_latent_length: int | None = None,
-        guidance_scale: float | None = None,
-        guidance_trunc: float | None = None,
-        guidance_renorm: float | None = None,
-        image_guidance_scale: float | None = None,
-        flow_shift: float | None = None,
-        motion_flow: float | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
-        image: np.ndarray | Image.Image | None = None,
-        num_images_per_prompt: int = 1,
-        *,
-        sampling: SamplingConfig | None = None,
-        seed: int | Sequence[int] = 0,
-        key: jax.Array | None = None,
-        video: Pictures | None = None,
-        latents: np.ndarray | None = None,
-        mask: np.ndarray | Image.Image | Sequence[Image.Image] | None = None,
-        outpaint: Sequence[int] | None = None,
-        prompt_embeds: Sequence[np.ndarray] | None = None,
-        negative_prompt_embeds: Sequence[np.ndarray] | None = None,
-        output_type: OutputType = "pil",
-        num_frames: int | None = None,
-        batch_size: int = 32,
-        disable_progress_bar: bool = False,
-        order: jax.Array | None = None,
-        noise: NoiseSource | None = None,
-        on_step: OnStep | None = None,
-        **options: Any,
-    ) -> Request:
-        """What is asked for, in full: checked, and with the pipeline's own where nothing is said.
-
-        Args:
-            prompt: Prompts, or class labels of a class-conditional model; one or several.
-            num_inference_steps, num_diffusion_steps: AR steps of a frame (K), diffusion steps (S).
-            max_latent_length: T; also beyond the length of the training videos.
-            guidance_scale: Classifier-free guidance; 1 turns it off.
-            guidance_trunc: Network time, 0 to 1000, below which there is no guidance.
-            guidance_renorm: Lower bound of the factor that restores the norm; 1 turns it off.
-            image_guidance_scale: Guidance by the frame before; 0 turns it off.
-            flow_shift: Noise-level shift of flow-matching sampling.
-            motion_flow: Motion score: mean optical flow, larger is livelier.
-            negative_prompt: What the unconditional passes see, one for all or one for each prompt;
-                nothing by default.
-            image: First frame of every video, uint8 `[H, W, 3]` of any size: it is scaled and
-                cropped to fill `size`.
-            num_images_per_prompt: Samples of each prompt, all different.
-            sampling: How samples are drawn, in place of the pipeline's way; options come on top.
-            seed: One for all prompts or one for each, from 0 to 2³² − 1.
-            key: Random key in place of a seed, as `jax.random.key` makes it.
-            video: First frames of every video, uint8 `[F, H, W, 3]`, in place of an image. If
-                latent frames stand for fewer of them, the first ones are left out.
-            latents: First latent frames `[B, t, h, w, C]` of every video, in place of an image; one
-                for all prompts or one for each.
-            mask: Of the image or of each frame of the video, what is painted anew: white, at least
-                128 of 255, or true; the rest stays. T is then that of what is given.
-            outpaint: Pixels to paint around it, at the top, right, bottom and left; the whole is
-                scaled and cropped to fill `size`.
-            prompt_embeds: Text features of each prompt, `[rows, text_dim]`, in place of prompts.
-            negative_prompt_embeds: The same for the unconditional passes.
-            output_type: "latent" leaves latents as they are; "np" gives pictures as an array.
-            num_frames: F, in place of `max_latent_length`.
-            batch_size: Most samples to compute together, in all devices; bounds memory.
-            disable_progress_bar: Show none.
-            order, noise: Reveal orders `[B, N]` of N tokens and noise of all samples, drawn
-                elsewhere.
-            on_step: Called after each AR step with a `nova_jax.sampling.steps.Partial`.
-            **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
-                min_guidance_scale, guidance before the first step of a frame, growing linearly;
-                sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
-
-        Returns:
-            The request.
-
-        Raises:
-            NovaError: An option is of another type or out of range, or does not fit the model; or
-                numbers became too large for `dtype`, and a sample is not finite.
-        """
-        prompts = check_prompts(prompt, prompt_embeds, "prompt", self.config)
-        count, given = len(prompts), (image, video, latents, mask, outpaint)
-        first = check_beginning(*given, count, config=self.config, codec=self.codec)
-        copies = convert(Count, num_images_per_prompt, "num_images_per_prompt")
-        return Request(
-            prompts=prompts,
-            negative=check_negative(negative_prompt, negative_prompt_embeds, count, self.config),
-            seeds=check_seeds(seed, key, count),
-            copies=copies,
-            frames=self.latent_frames(max_latent_length, num_frames, first),
-            first=first,
-            flow=self.motion_score(motion_flow),
-            sampling=self.sampling_with(
-                sampling,
-                num_inference_steps=num_inference_steps,
-                num_diffusion_steps=num_diffusion_steps,
-                guidance_scale=guidance_scale,
-                guidance_trunc=guidance_trunc,
-                guidance_renorm=guidance_renorm,
-                image_guidance_scale=image_guidance_scale,
-                flow_shift=flow_shift,
-                **options,
-            ),
-            batch_size=convert(Count, batch_size, "batch_size"),
-            output_type=convert(OutputType, output_type, "output_type"),
-            order=check_order(order, count * copies, self.config),
-            noise=check_noise(noise),
-            show_progress=not disable_progress_bar,
-            on_step=on_step,
-        )
+    request = call.request
 
     def _stream(self, request: Request) -> Generator[Output, None, None]:
         """Generates videos, or pictures where there is one frame; gives each batch when it is made.
@@ -342,9 +218,9 @@ class NovaPipeline:
         self._check_memory(whole, returned=False)
         return Session.of_request(self, whole)
 
-    stream = asking(request, _stream)
-    __call__ = asking(request, _generate)
-    start = asking(request, _start)
+    stream = call.asking(request, _stream)
+    __call__ = call.asking(request, _generate)
+    start = call.asking(request, _start)
 
     def resume(self, file: str | os.PathLike[str]) -> Session:
         """The session that `Session.save` wrote, see there."""
@@ -439,7 +315,7 @@ class NovaPipeline:
 
         keys = request.keys(batch)
         return {
-            "conditions": conditions(request.prompts),
+            "conditions": conditions(request.read),
             "negative": request.negative and conditions(request.negative),
             "keys": keys,
             "given": request.first_frames(batch, keys),

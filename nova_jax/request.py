@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from nova_jax.autoencoders.interface import Array
 from nova_jax.config import shown
 from nova_jax.editing import Edit
 from nova_jax.errors import NovaError
+from nova_jax.rewriting.interface import Rewriter
 from nova_jax.sampling.denoise import NoiseSource
 from nova_jax.sampling.keys import image_keys, sample_key
 from nova_jax.sampling.options import SamplingConfig
@@ -29,9 +29,6 @@ from nova_jax.sampling.steps import OnStep
 # A text, a class label, or text features [rows, text_dim].
 Prompt = Any
 OutputType = Literal["pil", "np", "latent"]
-Arguments = ParamSpec("Arguments")
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +97,8 @@ class Request:
         order, noise: drawn elsewhere.
         show_progress: whether a bar is shown.
         on_step: called after each AR step.
+        rewriter: of prompts that come later, in a session.
+        rewritten: what the model reads in place of each prompt; None for the prompts themselves.
     """
 
     prompts: Sequence[Prompt]
@@ -116,6 +115,8 @@ class Request:
     noise: NoiseSource | None
     show_progress: bool
     on_step: OnStep | None = None
+    rewriter: Rewriter | None = None
+    rewritten: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         """Raises a `NovaError` if what is to be called after each step cannot be."""
@@ -139,6 +140,11 @@ class Request:
     def painting(self) -> dict[str, Any]:
         """What of the first frames is painted anew, as `generate` takes it."""
         return {} if self.edit is None else {"kept": self.edit.kept, "share": self.edit.seen}
+
+    @property
+    def read(self) -> Sequence[Prompt]:
+        """What the model reads, one for every prompt."""
+        return self.rewritten or self.prompts
 
     @property
     def count(self) -> int:
@@ -231,27 +237,3 @@ def _image_noise(
     """Noise of this standard deviation."""
     normal = lambda key: jax.random.normal(key, jnp.shape(deviation)[1:])  # noqa: E731
     return deviation * jax.vmap(normal)(image_keys(keys))
-
-
-def asking(
-    request: Callable[Concatenate[Asked, Arguments], Request],
-    answer: Callable[[Asked, Request], Answer],
-) -> Callable[Concatenate[Asked, Arguments], Answer]:
-    """The method that takes what `request` takes, and gives the `answer` to it."""
-
-    def call(self: Asked, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
-        return answer(self, request(self, *arguments, **options))
-
-    annotation = inspect.signature(answer).return_annotation
-    signature = inspect.signature(request).replace(return_annotation=annotation)
-    call.__signature__ = signature  # type: ignore[attr-defined]
-    call.__wrapped__ = request  # type: ignore[attr-defined]
-    call.__annotations__ = request.__annotations__ | {"return": annotation}
-    about, arguments = inspect.getdoc(answer) or "", inspect.getdoc(request) or ""
-    first, _, rest = about.partition("\n\nReturns:")
-    taken = arguments[arguments.index("Args:") : arguments.index("Returns:")].rstrip()
-    raised = arguments[arguments.index("Raises:") :]
-    returned = f"Returns:{rest.rstrip()}\n\n" if rest else ""
-    call.__doc__ = f"{first}\n\n{taken}\n\n{returned}{raised}"
-    call.__name__ = call.__qualname__ = answer.__name__.lstrip("_")
-    return call

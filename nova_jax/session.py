@@ -40,6 +40,7 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Conditions
 from nova_jax.placement import Placement
 from nova_jax.request import Batch, Prompt, Request
+from nova_jax.rewriting.interface import Rewriter, in_other_words
 from nova_jax.sampling.keys import sample_key
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.schedules import Schedule
@@ -112,6 +113,7 @@ class Session:
         frames: latent frames that were asked for, those among them that the videos begin with; it
             may go on beyond them. None after `resume`.
         on_step: called after each AR step, see `nova_jax.sampling.steps`; it is not saved.
+        rewriter: what gives prompts in other words, those that come later too; it is not saved.
     """
 
     def __init__(
@@ -127,12 +129,13 @@ class Session:
         change: Change | None = None,
         frames: int | None = None,
         on_step: OnStep | None = None,
+        rewriter: Rewriter | None = None,
     ) -> None:
         self.state, self.sampling, self.flow, self.prompts = state, sampling, flow, list(prompts)
         self._pipeline, self._decoder = pipeline, decoder or StreamDecoder()
         # Frames that the videos begin with, which nobody saw yet.
         self._given, self._change = given, change
-        self.frames, self.on_step = frames, on_step
+        self.frames, self.on_step, self.rewriter = frames, on_step, rewriter
 
     @classmethod
     def of_request(cls, pipeline: Maker, request: Request) -> Session:
@@ -169,6 +172,7 @@ class Session:
             given=inputs["given"],
             frames=request.frames,
             on_step=request.on_step,
+            rewriter=request.rewriter,
         )
 
     def __len__(self) -> int:
@@ -293,14 +297,16 @@ class Session:
         Raises:
             NovaError: there are as many prompts neither as one nor as samples, or they are none.
         """
-        given = check_prompts(prompt, None, "prompt", self._pipeline.config)
+        config, encoder = self._pipeline.config, self._pipeline.text_encoder
+        given = check_prompts(prompt, None, "prompt", config)
         if len(given) not in (1, len(self)):
             raise NovaError(f"{len(given)} prompts for {len(self)} samples; give one, or one each")
         over = convert(Natural, over, "over")
-        if over and self._pipeline.text_encoder is None:
+        if over and encoder is None:
             raise NovaError("classes do not go over into each other; leave over out")
-        self.prompts = given * len(self) if len(given) == 1 else given
-        new = self._pipeline.conditions(self.prompts, self.flow)
+        given = given * len(self) if len(given) == 1 else given
+        read = in_other_words(given, self.rewriter, encoder, config) or given
+        self.prompts, new = given, self._pipeline.conditions(read, self.flow)
         new = jax.device_put(new, _sharding(self._pipeline, len(self), self.sampling))
         self._change = Change(self.state.conditions, new, over) if over else None
         if not over:

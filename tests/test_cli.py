@@ -145,6 +145,19 @@ CASES = {
                                "is no text; write it in UTF-8"),
     "export of a prompt": ("generate", "--export={new}.zip --prompt=x",
                            "--prompt has no place in an export"),
+    "export of a rewriter": ("generate", "--export={new}.zip --rewrite=Qwen/Qwen2.5-7B-Instruct",
+                             "--rewrite has no place in an export"),
+    "rewriter and rewritten prompts": (
+        "generate", "--prompt=x --rewrite={folder} --rewritten={blank} --out={new}",
+        "--rewrite and --rewritten are given; give one of them"),
+    "seed of no rewriter": ("generate", "--prompt=x --rewrite_seed=1 --out={new}",
+                            "--rewrite_seed is of --rewrite, which is not given"),
+    "rewriter that is not there": ("generate", "--prompt=x --rewrite={new} --out={new}",
+                                   "there is no directory"),
+    "rewritten prompts that are none": ("generate", "--prompt=x --rewritten={blank} --out={new}",
+                                        "blank.txt is no JSON"),
+    "prompt without other words": ("generate", "--prompt=x --rewritten={said} --out={new}",
+                                   "no other words for 1 of 1 prompts, the first is 'x'"),
     "export to a file that exists": ("generate", "--checkpoint=nowhere --export={archive}",
                                      "archive.zip exists already; choose another name"),
     "export to nowhere": ("generate", "--export={blank}/x.zip", "blank.txt"),
@@ -298,6 +311,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
     (folder / "blank.txt").write_text("\n  \n")
     (folder / "archive.zip").touch()
     (folder / "videos").mkdir()
+    (folder / "said.jsonl").write_text('{"prompt": "y", "rewritten": "a yellow y"}')
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"_class_name": "NOVATransformer3DModel"}')
@@ -310,6 +324,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "new": str(folder / "new"),
         "picture": str(folder / "picture.png"),
         "broken_image": str(folder / "broken.png"),
+        "said": str(folder / "said.jsonl"),
         "blank": str(folder / "blank.txt"),
         "sparse_config": str(ROOT / "configs" / "own_videos.py"),
         "broken_config": str(folder / "broken.py"),

@@ -21,11 +21,12 @@ LAYERS = (
     ("models",),
     ("sampling", "autoencoders", "text"),
     ("distributed", "checkpoints"),
-    ("data",),
+    ("data", "rewriting"),
     (
         "arguments",
         "beginning",
         "budget",
+        "call",
         "editing",
         "live",
         "pipeline",

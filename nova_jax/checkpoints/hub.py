@@ -1,8 +1,9 @@
 """Where a name leads: to a directory here, or to a model on the Hugging Face hub.
 
-A name of the form OWNER/NAME is one on the hub, unless there is a local folder OWNER. Every other
-name is a path and never reaches the network: an absolute one, one that starts with a dot or ``~``,
-one with no slash or with several, and one whose first folder is there.
+A name of the form OWNER/NAME is one on the hub, unless there is a local folder OWNER; behind it may
+stand @REVISION, a commit, tag or branch. Every other name is a path and never reaches the network:
+an absolute one, one that starts with a dot or ``~``, one with no slash or with several, and one
+whose first folder is there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
@@ -22,15 +24,18 @@ from nova_jax.config import shown
 from nova_jax.errors import NovaError
 
 
-def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path:
+def locate(
+    source: str | os.PathLike[str], part: str | None = "*", *, files: Sequence[str] | None = None
+) -> epath.Path:
     """The directory that a name leads to, downloaded if it is on the hub.
 
     The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold.
 
     Args:
         source: the name.
-        part: of a model on the hub, the subdirectory whose weights are needed, such as
+        part: of a released model on the hub, the subdirectory whose weights are needed, such as
             "transformer"; by default all, None for none.
+        files: of any other model on the hub, patterns of the files that are needed.
 
     Raises:
         NovaError: it is no name; there is no such directory, with the names of those most like it;
@@ -39,8 +44,9 @@ def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path
     if not (isinstance(source, str | os.PathLike) and os.fspath(source)):
         raise NovaError(f"{shown(source)} names no checkpoint; give a directory, or OWNER/NAME")
     name = os.fspath(source)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not epath.Path(name).parent.is_dir():
-        return epath.Path(_download(name, part))
+    if is_on_hub(name):
+        tqdm.write(f"{name} is no folder here; looking on the Hugging Face hub", file=sys.stderr)
+        return epath.Path(_released(name, part) if files is None else _download(name, files))
     path = epath.Path(name).expanduser()
     if path.is_dir():
         return path
@@ -53,6 +59,12 @@ def locate(source: str | os.PathLike[str], part: str | None = "*") -> epath.Path
     )
 
 
+def is_on_hub(name: str) -> bool:
+    """Whether a name is one on the hub, by its form and by the folders that are here."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name)
+    return named is not None and not epath.Path(name).parent.is_dir()
+
+
 def _nearest(path: epath.Path) -> list[epath.Path]:
     """Folders named like the first one of a path that is not there, beside it."""
     while not path.parent.is_dir() and path.parent != path:
@@ -62,20 +74,25 @@ def _nearest(path: epath.Path) -> list[epath.Path]:
     return [path.parent / name for name in difflib.get_close_matches(path.name, names)]
 
 
-def _download(name: str, part: str | None) -> str:
-    tqdm.write(f"{name} is no folder here; looking on the Hugging Face hub", file=sys.stderr)
+def _released(name: str, part: str | None) -> str:
+    """A model in the released layout, whose weights are safetensors or, if there are none, .bin."""
     described = ["*.json", "*/*.json", "tokenizer/*"]
     weights = [f"{part}/*.safetensors", f"{part}/*.bin"] if part else []
+    found = _download(name, [*described, *weights[:1]])
+    one = "transformer" if part == "*" else part
+    if part and not any(Path(found).glob(f"{one}/*.safetensors")):
+        found = _download(name, [*described, *weights[1:]])
+    return found
+
+
+def _download(name: str, files: Sequence[str]) -> str:
+    repository, _, revision = name.partition("@")
     try:
-        found = snapshot_download(name, allow_patterns=[*described, *weights[:1]])
-        one = "transformer" if part == "*" else part
-        if part and not any(Path(found).glob(f"{one}/*.safetensors")):
-            found = snapshot_download(name, allow_patterns=[*described, *weights[1:]])
+        return snapshot_download(repository, revision=revision or None, allow_patterns=list(files))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NovaError(
             f"{name} is neither a directory nor in the hub's cache, and cannot be downloaded "
-            f"({reason}). Where there is a network, run: hf download {name} --local-dir DIR; "
+            f"({reason}). Where there is a network, run: hf download {repository} --local-dir DIR; "
             "then give DIR"
         ) from error
-    return found

@@ -85,6 +85,10 @@ class HashedTextEncoder(Checked):
                 features[row, :count] = self.placed(np.stack(rows))
         return features, lengths
 
+    def count(self, prompt: str) -> int:
+        """Words of a prompt."""
+        return len(words(prompt))
+
     def placed(self, rows: Float[Array, "*b l d"]) -> Float[Array, "*b l d"]:
         """Adds positions to the vectors of a prompt's words."""
         length = rows.shape[-2]

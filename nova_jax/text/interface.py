@@ -53,6 +53,9 @@ class TextEncoder(Protocol):
         fills none, which is how the unconditional case is written.
         """
 
+    def count(self, prompt: str) -> int:
+        """How many rows a prompt would fill if none were cut."""
+
     @property
     def network(self) -> nnx.Module | None:
         """What holds the parameters; None for an encoder without any."""

@@ -70,6 +70,10 @@ class PhiTextEncoder:
         """The last hidden states."""
         return network(tokens).astype(jnp.float32)
 
+    def count(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        return len(self.tokenizer(prompt).input_ids)
+
     def encode(
         self, prompts: Sequence[str], length: int
     ) -> tuple[Float[np.ndarray, "b {length} d"], Int[np.ndarray, " b"]]:

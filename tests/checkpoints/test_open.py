@@ -42,7 +42,8 @@ def asked(monkeypatch) -> list[tuple[str, list[str]]]:
     """What the hub is asked for; it has the released model, without weights of the autoencoder."""
     questions = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        name = name if revision is None else f"{name} at {revision}"
         questions.append((name, [p for p in allow_patterns if p.endswith(("tensors", "bin"))]))
         return str(RELEASED)
 
@@ -157,6 +158,11 @@ def test_a_home_and_a_relative_path_are_found(untrained, tmp_path, monkeypatch, 
         checkpoint = open_checkpoint(name)
         assert checkpoint.kind == "model"
         assert checkpoint.load_transformer()[0].config == checkpoint.model_config()
+
+
+def test_an_id_may_have_a_revision(asked):
+    assert open_checkpoint("BAAI/nova-d48w1024-osp480@2cd254a").kind == "released"
+    assert asked == [("BAAI/nova-d48w1024-osp480 at 2cd254a", ["*/*.safetensors"])]
 
 
 def test_an_id_is_looked_up_on_the_hub_which_is_said(asked, capsys):
