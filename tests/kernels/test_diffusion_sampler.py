@@ -17,7 +17,7 @@ from nova_jax.kernels.diffusion_sampler import api, gpu, reference, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside, Work
 from nova_jax.sampling.schedules import DDPMSchedule, FlowMatchingSchedule
 
-#: Of memory that nobody has written it reads NaN, and copies are under way until they are waited for.
+#: Of memory that nobody has written it reads NaN; copies are under way until they are waited for.
 TPU_INTERPRETER = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
 VMEM = 2**27  # v5e, v6e
 REAL_SAMPLE = tpu.sample
