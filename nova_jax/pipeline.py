@@ -319,12 +319,12 @@ class NovaPipeline:
             The samples in the order of the prompts, those of one prompt next to each other, a batch
             at a time: only one is in memory, unless the caller keeps them.
         """
-        self._check_memory(request, returned=False)
+        self.check_memory(request)
         return self._run(request)
 
     def _generate(self, request: Request) -> Output:
         """Generates videos, or pictures where there is one frame: all that `stream` gives."""
-        self._check_memory(request, returned=True)
+        self.check_memory(request, returned=True)
         return Output.joined(list(self._run(request)))
 
     def _start(self, request: Request) -> Session:
@@ -339,7 +339,7 @@ class NovaPipeline:
             The session; nothing is drawn yet.
         """
         whole = dataclasses.replace(request, batch_size=request.count)
-        self._check_memory(whole, returned=False)
+        self.check_memory(whole)
         return Session.of_request(self, whole)
 
     stream = asking(request, _stream)
@@ -393,8 +393,10 @@ class NovaPipeline:
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)
 
-    def _check_memory(self, request: Request, *, returned: bool) -> None:
-        """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
+    def check_memory(
+        self, request: Request, *, returned: bool = False, overlapped: bool = False
+    ) -> None:
+        """Raises, before anything is compiled, if memory is short, see `nova_jax.budget`."""
         batches, ways = self.placement.batches(request)
         networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
         asked = (request, self.config, self.schedule, self.codec)
@@ -406,6 +408,7 @@ class NovaPipeline:
             frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
             devices=self.placement.devices(ways),
             returned=returned,
+            overlapped=overlapped,
         )
 
     def sampling_with(
@@ -437,13 +440,10 @@ class NovaPipeline:
         def conditions(prompts: Sequence[Prompt]) -> Conditions:
             return self.conditions([prompts[i] for i in batch.prompts], request.flow)
 
-        keys = request.keys(batch)
-        return {
-            "conditions": conditions(request.prompts),
-            "negative": request.negative and conditions(request.negative),
-            "keys": keys,
-            "given": request.first_frames(batch, keys),
-        }
+        negative, keys = request.negative and conditions(request.negative), request.keys(batch)
+        given = request.first_frames(batch, keys)
+        both: dict[str, Any] = {"conditions": conditions(request.prompts), "negative": negative}
+        return both | {"keys": keys, "given": given}
 
     def conditions(self, prompts: Sequence[Prompt], flow: float) -> Conditions:
         """Conditions of prompts, labels or text features, with a motion score."""
