@@ -154,20 +154,19 @@ def draw(
             numbers are not finite.
         OSError: the disk is full, or cannot be written to; whole files stay.
     """
-    items = asked.prompts.items
-    folder.begin(asked.record(pipeline), (t for item in items for t in item.targets))
-    told = folder.told(items, asked.seed, asked.rewriter)
-    index, count = folder.shard
+    items, record = asked.prompts.items, asked.record(pipeline)
     batches = cut(items, batch_size)
     size = max(_samples(batch) for batch in batches)
+    whole = pipeline.request([""] * size, batch_size=batch_size, **asked.call())
+    pipeline.check_memory(whole, overlapped=True)
+    folder.begin(record, (t for item in items for t in item.targets))
+    told = folder.told(items, asked.seed, asked.rewriter)
+    index, count = folder.shard
     mine = batches[index::count]
     targets = [target for batch in mine for _, target in batch]
     missing = {target.path for target in folder.missing(targets)}
     _write_metadata(folder, mine)
     todo = [batch for batch in mine if any(target.path in missing for _, target in batch)]
-    if todo:
-        whole = pipeline.request([""] * size, batch_size=batch_size, **asked.call())
-        pipeline.check_memory(whole, overlapped=True)
     bar = tqdm(
         desc=f"{asked.suite.name}{f', shard {index} of {count}' if count > 1 else ''}",
         unit="sample",

@@ -158,6 +158,8 @@ def _read_answers(file: Path) -> list[float]:
     """The scores of pictures, each of which is there once."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(rows, list):
+            raise ValueError("no list of answers")
         answers = {int(row["question_id"]): float(row["answer"]) for row in rows}
         if len(answers) != len(rows):
             raise ValueError("a question_id is there twice")
