@@ -38,7 +38,7 @@ LAYERS = (
         "watch",
     ),
     ("training", "prepare", "export", "digits", "drift"),
-    ("plan", "parity"),
+    ("plan", "parity", "suites"),
     ("recipes",),
     ("cli",),
     (
