@@ -36,7 +36,8 @@ def make_scene_questions(number: int, *, seed: int) -> list[SceneQuestion]:
     """Makes different captions of each task, half of them of seen and half of unseen combinations.
 
     Args:
-        number: of each task, or as many as there are: a single digit has 50 seen and 10 unseen.
+        number: of each task, or as many as there are: of a single digit 50 and 10, of counts 36
+            unseen ones.
         seed: the same one gives the same questions.
     """
     rng = np.random.default_rng(seed)

@@ -60,6 +60,7 @@ class DPG:
     title = "DPG-Bench"
     source = "github.com/TencentQQGYLab/ELLA at 3c228f1"
     medium: Medium = "picture"
+    size: tuple[int, int] | None = None
     parts: tuple[str, ...] = ("all",)
 
     def prompts(self, folder: Path | None, parts: Sequence[str], *, verify: bool) -> Prompts:

@@ -80,6 +80,12 @@ class Asked:
             raise NovaError(
                 f"{self.checkpoint} takes class numbers, and prompts are texts; give another model"
             )
+        if self.suite.size not in (None, pipeline.size):
+            wanted, made = ("x".join(map(str, size)) for size in (self.suite.size, pipeline.size))
+            raise NovaError(
+                f"{self.suite.title} is of samples of {wanted} pixels, and {self.checkpoint} makes "
+                f"{made}; give a model of that size"
+            )
         request = pipeline.request("", **self.call())
         if self.suite.medium == "video" and request.frames == 1:
             raise NovaError(

@@ -46,6 +46,7 @@ class GenEval:
     title = "GenEval"
     source = "github.com/djghosh13/geneval at af4902f"
     medium: Medium = "picture"
+    size: tuple[int, int] | None = None
     parts = tuple(TASKS)
 
     def prompts(self, folder: Path | None, parts: Sequence[str], *, verify: bool) -> Prompts:

@@ -85,6 +85,7 @@ class Suite(Protocol):
         title: for people.
         source: repository and commit that layout, counts and formulas were read in.
         medium: what is drawn.
+        size: height and width of samples in pixels; None for any.
         parts: tasks, categories or dimensions that can be drawn by themselves.
     """
 
@@ -92,6 +93,7 @@ class Suite(Protocol):
     title: str
     source: str
     medium: Medium
+    size: tuple[int, int] | None
     parts: tuple[str, ...]
 
     def prompts(self, folder: Path | None, parts: Sequence[str], *, verify: bool) -> Prompts:

@@ -134,6 +134,22 @@ def _keys(columns: Sequence[Column]) -> list[str]:
     return [column.key for column in columns]
 
 
+_SCENES = _columns(
+    "digits",
+    {
+        "overall": "Digits",
+        "single_object": "Single",
+        "two_object": "Two",
+        "counting": "Counting",
+        "colors": "Colors",
+        "position": "Position",
+        "color_attr": "ColorAttr",
+        "seen": "Seen",
+        "unseen": "Unseen",
+    },
+    digits=3,
+)
+
 TABLES: Sequence[Table] = (
     Table(
         "Text to image",
@@ -180,4 +196,5 @@ TABLES: Sequence[Table] = (
         _VIDEO_QUALITY,
         _rows(_keys(_VIDEO_QUALITY), "NOVA 0.6B + Rewriter | - - - - 20.1 59.4 87.7 - - -"),
     ),
+    Table("Digits: GenEval's tasks, nothing besides allowed", _SCENES, []),
 )

@@ -68,6 +68,7 @@ class T2ICompBench:
     title = "T2I-CompBench"
     source = "github.com/Karine-Huang/T2I-CompBench at 1b70949"
     medium: Medium = "picture"
+    size: tuple[int, int] | None = None
     parts = tuple(CATEGORIES)
 
     def prompts(self, folder: Path | None, parts: Sequence[str], *, verify: bool) -> Prompts:

@@ -82,6 +82,7 @@ class VBench:
     title = "VBench"
     source = "github.com/Vchitect/VBench at 45e79ec"
     medium: Medium = "video"
+    size: tuple[int, int] | None = None
     parts = (*QUALITY, *SEMANTIC)
 
     def prompts(self, folder: Path | None, parts: Sequence[str], *, verify: bool) -> Prompts:

@@ -78,7 +78,8 @@ def read_status(workdir: Path) -> Status:
     if not file.exists():
         raise NovaError(f"{workdir} holds no run; give the --workdir of one")
     steps = read_json(file, "it is no config of a run")["steps"]
-    step, speed, validation = 0, {}, None
+    step, validation = 0, None
+    speed: dict[str, float] = {}
     losses: dict[str, deque[float]] = {}
     skipped: Counter[str] = Counter()
     for line in map(json.loads, whole_lines(workdir / METRICS)):
