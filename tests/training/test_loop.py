@@ -38,7 +38,7 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert {"loss", "frame/0", "frame/1"} < result.validation.keys()
     assert result.validation == {
         name.removeprefix("validation/"): value
-        for name, value in records(unbroken)[-1].items()
+        for name, value in records(unbroken)[-2].items()  # before the samples' drift
         if name != "step"
     }
     steps = [r for r in records(unbroken) if any(name.startswith("train_") for name in r)]
@@ -48,6 +48,8 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
         "train_image",
     }
     assert all(np.isfinite(list(r.values())).all() for r in steps)
+    drifted = next(r for r in records(unbroken) if "drift/sharpness" in r)
+    assert drifted["step"] == 6 and "drift/like_the_first" in drifted
     assert list((unbroken / "tensorboard").iterdir())
     with Image.open(unbroken / "samples" / "step_0000006.gif") as gif:
         assert gif.n_frames == 2
