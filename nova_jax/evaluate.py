@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 from absl import flags
 
 from nova_jax import cli, drift, media
@@ -154,6 +155,9 @@ def _draw(suite: Suite, out: Path) -> None:
         _list(prompts, out)
         return
     shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
+    # Compilers do not make the same program twice, and another one may round otherwise: whoever
+    # comes later reads even the smallest ones that the first has compiled.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with Folder.claim(out, shard) as folder:
         folder.compare(asked.beginning())  # says before anything is loaded what is wrong
         pipeline = NovaPipeline.from_pretrained(
@@ -162,9 +166,9 @@ def _draw(suite: Suite, out: Path) -> None:
         done = draw(pipeline, asked, folder, batch_size=BATCH_SIZE.value)
     share = "" if shard[1] == 1 else " of shard {}/{}".format(*shard)
     print(f"{done.files} files{share} are in {out}, {done.new} of them drawn now")
-    left = missing(out, [target for item in prompts.items for target in item.targets])
-    if left:
-        print(f"{len(left)} files of other shards are missing; --list names them")
+    targets = (target for item in prompts.items for target in item.targets)
+    if left := sum(not (out / target.path).exists() for target in targets):
+        print(f"{left} files of other shards are missing; --list names them")
     else:
         print(f"all of {suite.title} is drawn. Next, {suite.scoring(out, prompts, pipeline.size)}")
 

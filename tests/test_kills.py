@@ -87,7 +87,7 @@ WORST = {
     ),
     "evaluate": (
         "1 call nova_jax.pipeline:NovaPipeline.from_pretrained",
-        "1 call nova_jax.digits.judges:Judges.accuracy_on_real_digits",
+        "1 call nova_jax.digits.judges:Judges.accuracy_on_raw_digits",
         "1 call nova_jax.digits.evaluation:make_questions",
         "1 call nova_jax.pipeline:generate",
         "2 call nova_jax.pipeline:generate",

@@ -64,7 +64,7 @@ class Asked:
             "prompts": self.prompts.sha256,
             "official_prompts": self.prompts.official,
             "seed": self.seed,
-            "rewriter": self.rewriter_name,
+            "rewriter": self.rewriter_name or (None if self.rewriter is None else "unnamed"),
             "checkpoint": self.checkpoint,
             "preset": self.preset,
         }

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from nova_jax import files, media
 from nova_jax.config import shown
 from nova_jax.distributed.lock import claim_share
@@ -28,7 +30,7 @@ from nova_jax.errors import NovaError
 from nova_jax.suites.interface import Item, Target, sample_seed
 
 RUN, PROMPTS, SPEED = "run.json", "prompts.jsonl", "speed-{}-of-{}.json"
-#: What of `run.json` says where things came from, not what they are.
+#: What of `run.json` says where things came from; that may be elsewhere.
 _ORIGIN = ("checkpoint", "preset")
 
 Rewriter = Callable[[Sequence[str]], list[str]]
@@ -70,16 +72,11 @@ class Folder:
         """
         if (there := read_run(self.path)) is None:
             return
-        record = json.loads(json.dumps(record))
-        different = [
-            f"{key} {_told(there, key)}, not {_told(record, key)}"
-            for key in record
-            if key in there and there[key] != record[key] and key not in _ORIGIN
-        ]
-        if different:
-            raise NovaError(
-                f"{self.path} has results of {'; '.join(different)}; choose another --out"
-            )
+        there, asked = _flat(there), _flat(record)
+        different = [key for key in asked if key in there and there[key] != asked[key]]
+        if set(different) - set(_ORIGIN):
+            told = (f"{key} {there[key]}, not {asked[key]}" for key in different)
+            raise NovaError(f"{self.path} has results of {'; '.join(told)}; choose another --out")
 
     def begin(self, record: Mapping[str, Any], targets: Iterable[Target]) -> None:
         """Writes down what the folder is of, or finds that it is of just that.
@@ -189,8 +186,6 @@ def _line(item: Item, text: str, seed: int) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def _told(record: Mapping[str, Any], key: str) -> str:
-    """A value for a message: of the model what it is called, too."""
-    value = record[key] if not isinstance(record[key], list) else ",".join(map(str, record[key]))
-    name = f"{record['checkpoint']} " if key == "model" and "checkpoint" in record else ""
-    return f"{name}{json.dumps(value) if isinstance(value, dict) else value}"
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as JSON has it, every value by itself."""
+    return flatten_dict(json.loads(json.dumps(record)), sep=".")

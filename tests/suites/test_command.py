@@ -112,7 +112,10 @@ def test_another_suite_or_model_in_a_folder_is_one_line(evaluate, whole, untrain
     shutil.copytree(whole, out)
     for change, said in (
         ({"suite": "dpg"}, "has results of suite geneval, not dpg"),
-        ({"checkpoint": untrained}, f"has results of model {RELEASED} "),
+        (
+            {"checkpoint": untrained},
+            f"has results of checkpoint {RELEASED}, not {untrained}; model ",
+        ),
     ):
         code, log = evaluate(f"--out={out}", **change)
         assert code == 2 and log.count("\n") == 1 and said in log, log
