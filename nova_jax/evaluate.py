@@ -95,13 +95,17 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", None, "With --suite: what to s
 DTYPE = cli.define(
     "dtype", DType, "float32", "With --suite: of the computation and of the parameters."
 )
+REWRITER = cli.RewriterFlags()
 # Options of the pipeline, in place of the preset's or the checkpoint's.
 CALL = {
     "motion_flow": cli.define("motion_flow", MotionScore, None, "Motion score."),
     **{name: cli.define(name, option.kind, None, option.help) for name, option in OPTIONS.items()},
 }
 # What has a meaning with --suite alone, and without it or --drift alone.
-OF_SUITES = (PARTS, OTHER_PROMPTS, PRESET, SHARD, LIST, NEGATIVE, DTYPE, *CALL.values())
+OF_SUITES = (
+    *(PARTS, OTHER_PROMPTS, PRESET, SHARD, LIST, NEGATIVE, DTYPE),
+    *(*CALL.values(), *REWRITER.all),
+)
 OF_DIGITS = (CONFIG, NUM_PROMPTS)
 # What --drift has no use for.
 MODEL = (*OF_DIGITS, CHECKPOINT, WEIGHTS, SEED, FRAMES, BATCH_SIZE, SUITE, PROMPTS, *OF_SUITES)
@@ -143,11 +147,15 @@ def _draw(suite: Suite, out: Path) -> None:
         _parts(suite),
         verify=not OTHER_PROMPTS.value,
     )
+    texts = [item.prompt for item in prompts.items]
+    rewriter = None if LIST.value else REWRITER.rewrite(texts, video=suite.medium == "video")
     asked = Asked(
         suite,
         prompts,
         options | {"negative_prompt": NEGATIVE.value},
         seed=SEED.value,
+        rewriter=rewriter,
+        rewriter_name=None if rewriter is None else rewriter.source,
         checkpoint=str(CHECKPOINT.value),
         preset=PRESET.value,
     )

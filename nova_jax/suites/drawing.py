@@ -30,7 +30,8 @@ from nova_jax.config import to_plain
 from nova_jax.distributed.mesh import batch_sharding
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
-from nova_jax.suites.folder import SPEED, Folder, Rewriter
+from nova_jax.rewriting.interface import Rewriter, in_other_words
+from nova_jax.suites.folder import SPEED, Folder
 from nova_jax.suites.interface import Item, Prompts, Suite, Target, sample_seed
 
 
@@ -166,7 +167,7 @@ def draw(
     whole = pipeline.request([""] * size, batch_size=batch_size, **asked.call())
     pipeline.check_memory(whole, overlapped=True)
     folder.begin(record, (t for item in items for t in item.targets))
-    told = folder.told(items, asked.seed, asked.rewriter)
+    told = folder.told(items, asked.seed, lambda prompts: _in_words(pipeline, asked, prompts))
     index, count = folder.shard
     mine = batches[index::count]
     targets = [target for batch in mine for _, target in batch]
@@ -198,6 +199,12 @@ def draw(
     if timed:
         _note_speed(folder, timed, time.monotonic() - began, size)
     return Drawn(len(targets), len(missing))
+
+
+def _in_words(pipeline: NovaPipeline, asked: Asked, prompts: Sequence[str]) -> Sequence[str]:
+    """What the model is told, cut where it reads no further."""
+    read = in_other_words(prompts, asked.rewriter, pipeline.text_encoder, pipeline.config)
+    return prompts if read is None else read
 
 
 def _samples(batch: Batch) -> int:

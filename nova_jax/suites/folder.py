@@ -33,8 +33,6 @@ RUN, PROMPTS, SPEED = "run.json", "prompts.jsonl", "speed-{}-of-{}.json"
 #: What of `run.json` says where things came from; that may be elsewhere.
 _ORIGIN = ("checkpoint", "preset")
 
-Rewriter = Callable[[Sequence[str]], list[str]]
-
 
 class Folder:
     """A folder, held by this process for one shard of its work; see `claim`.
@@ -98,24 +96,25 @@ class Folder:
         self.compare(record)
 
     def told(
-        self, items: Sequence[Item], seed: int, rewriter: Rewriter | None
+        self, items: Sequence[Item], seed: int, reads: Callable[[Sequence[str]], Sequence[str]]
     ) -> Mapping[str, str]:
         """What the model is told for each prompt: the prompt, or what it was rewritten to.
 
         Prompts are rewritten once; whoever comes later, to the same shard or another one, reads
         what the first has written.
 
+        Args:
+            items: of the run.
+            seed: of the run.
+            reads: gives what the model reads for each of several prompts.
+
         Raises:
-            NovaError: the rewriter gives other than one text for each prompt, or the file that the
-                first has written is damaged.
+            NovaError: the file that the first has written is damaged.
         """
         file = self.path / PROMPTS
         if not file.exists():
             prompts = [item.prompt for item in items]
-            texts = prompts if rewriter is None else rewriter(prompts)
-            if len(texts) != len(prompts):
-                raise NovaError(f"the rewriter made {len(texts)} texts of {len(prompts)} prompts")
-            lines = map(_line, items, texts, [seed] * len(items))
+            lines = map(_line, items, reads(prompts), [seed] * len(items))
             self._publish(PROMPTS, "".join(lines).encode())
         try:
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
