@@ -6,11 +6,11 @@ dpg_bench/dist_eval.sh.
     OUT/images/ID.png      four samples, two by two; ID.txt is the prompt's file
 
 Two things of the scorer count in every published number, and here too. It passes over the first row
-of dpg_bench.csv, so that the questions about one prompt, partiprompts97, lack the one that others
-depend on; that prompt fails and is left out (issue 61 of the repository): tables are of 1,064
-prompts. And processes that work together give their categories in an order of their own, so the
-printed categories of several processes are mixed up; with the repository at hand they are computed
-anew from the answers.
+of dpg_bench.csv, so that partiprompts97 lacks its first question (issue 61 of the repository).
+Where others depend on that, the prompt fails and is left out: tables are of 1,064 prompts. And
+processes that work together give their categories in an order of their own, so the printed
+categories of several processes are mixed up; with the repository at hand they are computed anew
+from the answers.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class DPG:
         if len(grids) < PROMPTS.count - (LEFT_OUT not in grids):
             return Scores({}, [f"DPG-Bench: {len(grids)} of {PROMPTS.count} prompts"])
         if LEFT_OUT not in grids:
-            notes.append(f"DPG-Bench: of 1,064 prompts, as the scorer leaves out {LEFT_OUT}")
+            notes.append(f"DPG-Bench: of 1,064 prompts, without {LEFT_OUT}, where it fails")
         values = {"overall": 100 * mean(grids.values())}
         answers = file.with_name(file.name.replace(".txt", "_detail.txt"))
         table = prompts and prompts / QUESTIONS

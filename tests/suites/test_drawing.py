@@ -1,5 +1,6 @@
 """Files of a suite are those of its samples, whoever draws them and however often that stops."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import small_suites
 from PIL import Image
 
-from nova_jax import media
+from nova_jax import budget, media
 from nova_jax.distributed import lock
 from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
@@ -258,6 +259,30 @@ def test_a_model_of_classes_is_refused(clones, save_untrained, tmp_path):
                                frames=1, mixer_rank=None)  # fmt: skip
     with pytest.raises(NovaError, match="small takes class numbers, and prompts are texts"):
         run(NovaPipeline.from_checkpoint(directory), asked(clones), tmp_path / "out")
+
+
+def test_memory_is_for_a_batch_and_the_decoding_of_the_one_before(pictures, monkeypatch):
+    request = pictures.request([""] * 4, num_frames=1, batch_size=4, **STEPS)
+
+    def least(**options):
+        """Bytes that a machine must have."""
+        low, high = 0, 2**40
+        while high - low > 1:
+            middle = (low + high) // 2
+            monkeypatch.setattr(budget, "host_memory", lambda middle=middle: middle)
+            try:
+                pictures.check_memory(request, **options)
+            except NovaError:
+                low = middle
+            else:
+                high = middle
+        return high
+
+    drawn = dataclasses.replace(request, output_type="latent")
+    assert least(overlapped=True) > least() + 2**20
+    monkeypatch.setattr(budget, "host_memory", lambda: 2**20)
+    with pytest.raises(NovaError, match="this request takes about .* of memory"):
+        pictures.check_memory(drawn, overlapped=True)
 
 
 def test_rewritten_prompts_are_what_the_model_is_told_and_no_more(pictures, clones, tmp_path):

@@ -150,7 +150,7 @@ def test_dpg_is_a_mean_over_the_prompts_that_its_scorer_takes(read):
     expected = sum(float(line.rpartition(", ")[2]) for line in lines) / 1064
     assert scores.values["dpg.overall"] == pytest.approx(100 * expected)
     assert scores.values["dpg.entity"] == 80.5 and scores.values["dpg.global"] == 70.25
-    assert any("leaves out partiprompts97" in note for note in scores.notes)
+    assert any("without partiprompts97" in note for note in scores.notes)
     partial = only(read("dpg-bench_1_results.txt", "\n".join([*lines[1:], *SUMMARY])))
     assert partial.missing == ["DPG-Bench: 1063 of 1065 prompts"] and not partial.values
 
