@@ -72,7 +72,7 @@ CASES = {
     "a key before its recipe": ("train", "--config.steps=3", "'config.steps'; give --config first"),
     "two recipes": ("train", "{config} {config}", "--config is given 2 times"),
     "unknown recipe": ("train", "--config=digit_t2v --workdir={new}",
-                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2i, digits_t2v, own_videos, "),
+                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2i, digits_t2v, "),
     "unknown variant": ("plan", "--config=t2i:nope", "recipe t2i:nope cannot be read"),
     "recipe of another kind": ("train", "--config={blank}", "KeyError: 'get_config'"),
     "flag without a value": ("train", "--config --workdir={new}", "--config has no value; write"),
