@@ -22,9 +22,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from nova_jax import recipes
-from nova_jax.config import Seed, convert, described
+from nova_jax.arguments import DType
+from nova_jax.config import Count, Seed, convert, described
 from nova_jax.errors import NovaError
 from nova_jax.files import cache_folder
+from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.rewriting import instructions
 from nova_jax.rewriting.interface import Rewriter
 from nova_jax.rewriting.language_model import LanguageModelRewriter
@@ -79,6 +81,62 @@ class _Parser(flags.ArgumentParser[Any]):
 def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[Any]:
     """A flag of a type as configs and the library have it, such as `nova_jax.config.Count`."""
     return flags.DEFINE(_Parser(name, kind), name, default, help)
+
+
+def present(*flags: flags.FlagHolder[Any]) -> str | None:
+    """The name of the first flag that is given."""
+    return next((flag.name for flag in flags if flag.present), None)
+
+
+class ModelFlags:
+    """Defines --checkpoint, --weights, --dtype, --size and --unroll: the model that generates."""
+
+    def __init__(self) -> None:
+        self._checkpoint = flags.DEFINE_string(
+            "checkpoint",
+            str(SHIPPED),
+            "Model directory, --workdir of a training run, or a released model: its directory or "
+            "its id on the Hugging Face hub.",
+        )
+        self._weights = flags.DEFINE_enum(
+            "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
+        )
+        self._dtype = define(
+            "dtype",
+            DType,
+            "float32",
+            "Type of the computation and of the parameters; bfloat16 takes half the memory.",
+        )
+        self._size = flags.DEFINE_string(
+            "size", None, "HEIGHTxWIDTH in pixels; the model's own by default."
+        )
+        self._unroll = define(
+            "unroll",
+            Count,
+            1,
+            "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
+        )
+        self._all = (self._checkpoint, self._weights, self._dtype, self._size, self._unroll)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those that are given, by name."""
+        return {flag.name: flag.value for flag in self._all if flag.present}
+
+    def load(self) -> NovaPipeline:
+        """Loads the model.
+
+        Raises:
+          NovaError: The size is none, or see `NovaPipeline.from_pretrained` and `resized`.
+        """
+        options = {flag.name: flag.value for flag in (self._weights, self._dtype, self._unroll)}
+        pipeline = NovaPipeline.from_pretrained(self._checkpoint.value, **options)
+        if self._size.value is None:
+            return pipeline
+        height, x, width = self._size.value.partition("x")
+        if not (x and height.isdecimal() and width.isdecimal()):
+            raise NovaError(f"--size={self._size.value} is not HEIGHTxWIDTH, such as 480x768")
+        return pipeline.resized(int(height), int(width))
 
 
 class RewriterFlags:

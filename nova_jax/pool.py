@@ -28,8 +28,9 @@ from nova_jax.config import Count, convert
 from nova_jax.distributed.mesh import batch_sharding, replicated
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import compiled_step
+from nova_jax.sampling.steps import OnStep
 from nova_jax.sampling.state import VideoState, apart, join
+from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session import Maker, Session
 
 Tree = TypeVar("Tree")
@@ -46,13 +47,16 @@ class SessionPool:
         pipeline: that the sessions are of.
         rows: R, most samples of all members together. A step costs as much with empty rows, which
             repeat the last sample.
+        on_step: called after each AR step with the frames of all rows as they are, those of the
+            members first and in their order; see `nova_jax.sampling.steps`.
 
     Raises:
         NovaError: rows is no positive number.
     """
 
-    def __init__(self, pipeline: Maker, rows: int = 8) -> None:
+    def __init__(self, pipeline: Maker, rows: int = 8, on_step: OnStep | None = None) -> None:
         self.pipeline, self.rows = pipeline, convert(Count, rows, "rows")
+        self.on_step = on_step
         self._members: list[Session] = []
 
     @property
@@ -65,6 +69,14 @@ class SessionPool:
         """Rows that nobody has."""
         return self.rows - sum(map(len, self._members))
 
+    def takes(self, session: Session) -> bool:
+        """Whether a session of the same pipeline may join as things are."""
+        try:
+            self._check(session)
+        except NovaError:
+            return False
+        return True
+
     def join(self, session: Session) -> Session:
         """Takes a session in, at whatever frame it is.
 
@@ -75,6 +87,13 @@ class SessionPool:
             NovaError: it is a member, it is too large or does not fit the others, or the pipeline's
                 devices cannot share the rows.
         """
+        self._check(session)
+        if not self._members:
+            self._prepare(session)
+        self._members.append(session)
+        return session
+
+    def _check(self, session: Session) -> None:
         if session in self._members:
             raise NovaError("the session is in the pool already; join its fork for another future")
         if session.pipeline is not self.pipeline:
@@ -88,10 +107,6 @@ class SessionPool:
             )
         if self._members:
             _check_fit(session, self._members[0])
-        else:
-            self._prepare(session)
-        self._members.append(session)
-        return session
 
     def leave(self, session: Session) -> None:
         """Lets a session go, which may go on alone.
@@ -160,11 +175,12 @@ class SessionPool:
         placement, sampling = self.pipeline.placement, session.sampling
         mesh, model = placement.shared(self.rows, sampling.sampler)
         self._everywhere, self._shared = replicated(mesh), batch_sharding(mesh)
-        self._program = compiled_step(
+        self._program = frame_by_frame(
             model,
             self._joined(apart(session.state)),
             self.pipeline.schedule,
             sampling,
+            self.on_step,
             parallelism=placement.parallelism(mesh),
         )
 
