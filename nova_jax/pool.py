@@ -28,8 +28,8 @@ from nova_jax.config import Count, convert
 from nova_jax.distributed.mesh import batch_sharding, replicated
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.steps import OnStep
 from nova_jax.sampling.state import VideoState, apart, join
+from nova_jax.sampling.steps import OnStep
 from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session import Maker, Session
 

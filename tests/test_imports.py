@@ -38,7 +38,7 @@ LAYERS = (
         "watch",
     ),
     ("training", "prepare", "export", "digits", "drift"),
-    ("plan", "parity", "suites"),
+    ("app", "plan", "parity", "suites"),
     ("recipes",),
     ("cli",),
     (
@@ -47,6 +47,7 @@ LAYERS = (
         "evaluate",
         "generate",
         "train",
+        "app.__main__",
         "parity.__main__",
         "plan.__main__",
         "prepare.__main__",

@@ -57,9 +57,7 @@ def main() -> None:
         studio = Studio(
             pipeline, MODEL.named, rows=ROWS.value, waiting=WAITING.value, each=EACH.value
         )
-        built = page.build(
-            studio, Path(folder), EXAMPLES if shipped else None, free=OPTIONS.value
-        )
+        built = page.build(studio, Path(folder), EXAMPLES if shipped else None, free=OPTIONS.value)
         print(f"http://{HOST.value}:{PORT.value} (Ctrl-C ends it)", flush=True)
         try:
             page.launch(built, HOST.value, PORT.value, block=True)

@@ -22,7 +22,8 @@ from nova_jax import media
 from nova_jax.app import screen
 from nova_jax.app.gallery import Item, Shelf
 from nova_jax.app.inputs import Given, check_prompt, read_picture
-from nova_jax.app.studio import Job, Studio, Take
+from nova_jax.app.jobs import Job, Take
+from nova_jax.app.studio import Studio
 from nova_jax.config import Range, Seed, convert, shown
 from nova_jax.errors import NovaError
 
@@ -98,85 +99,76 @@ class Events:
         self.lengths = [pipeline.codec.pixel_frames(frames) for frames in latent]
 
     async def text_to_picture(
-        self, pictures: int, shelf: Shelf, *given: Any, request: gr.Request
+        self, request: gr.Request, pictures: int, shelf: Shelf, *given: Any
     ) -> AsyncIterator[Update]:
         """Pictures of a prompt, of a seed and of those that follow it."""
 
-        def ask(asked: Asked, seed: int) -> Job:
-            return self.studio.draw(_owner(request), asked.prompt, seed, 1, **asked.options)
+        def ask(owner: str, asked: Asked, seed: int) -> Job:
+            return self.studio.draw(owner, asked.prompt, seed, 1, **asked.options)
 
-        async for update in self._run(ask, pictures, shelf, given):
+        async for update in self._run(request, ask, pictures, shelf, given):
             yield update
 
     async def text_to_video(
-        self, frames: int, shelf: Shelf, *given: Any, request: gr.Request
+        self, request: gr.Request, frames: int, shelf: Shelf, *given: Any
     ) -> AsyncIterator[Update]:
         """A video of a prompt."""
 
-        def ask(asked: Asked, seed: int) -> Job:
+        def ask(owner: str, asked: Asked, seed: int) -> Job:
             length = self._length(frames)
-            return self.studio.draw(_owner(request), asked.prompt, seed, length, **asked.options)
+            return self.studio.draw(owner, asked.prompt, seed, length, **asked.options)
 
-        async for update in self._run(ask, 1, shelf, given):
+        async for update in self._run(request, ask, 1, shelf, given):
             yield update
 
     async def picture_to_video(
-        self, image: str | None, frames: int, shelf: Shelf, *given: Any, request: gr.Request
+        self, request: gr.Request, image: str | None, frames: int, shelf: Shelf, *given: Any
     ) -> AsyncIterator[Update]:
         """A video that begins with a picture."""
 
-        def ask(asked: Asked, seed: int) -> Job:
+        def ask(owner: str, asked: Asked, seed: int) -> Job:
             first = Given.image(read_picture(image), self.studio.pipeline.size)
             length = self._length(frames)
-            owner = _owner(request)
             return self.studio.draw(owner, asked.prompt, seed, length, first, **asked.options)
 
-        async for update in self._run(ask, 1, shelf, given):
+        async for update in self._run(request, ask, 1, shelf, given):
             yield update
 
     async def continue_video(
         self,
+        request: gr.Request,
         video: str | None,
         frames: int,
         futures: int,
         shelf: Shelf,
         *given: Any,
-        request: gr.Request,
     ) -> AsyncIterator[Update]:
         """A video that goes on, in one or several futures: a file, or the chosen one."""
-        owner, codec = _owner(request), self.studio.pipeline.codec
+        codec = self.studio.pipeline.codec
+        read = functools.cache(Given.video)
 
-        @functools.cache
-        def first() -> Given:
-            assert video is not None
-            return Given.video(video)
-
-        def ask(asked: Asked, seed: int) -> Job:
+        def ask(owner: str, asked: Asked, seed: int) -> Job:
             more = codec.latent_frames(self._length(frames))
             if video is None:
-                if ";" in asked.prompt:
-                    raise NovaError('a prompt that follows another has no ";"; write a comma')
                 return self.studio.go_on(owner, shelf.chosen.take, asked.prompt, seed, more)
-            latent = codec.latent_frames(len(first().arrays["video"])) + more
+            first = read(video)
+            total = codec.pixel_frames(codec.latent_frames(len(first.arrays["video"])) + more)
             options = {"window": self.window, **asked.options}
-            total = codec.pixel_frames(latent)
-            return self.studio.draw(owner, asked.prompt, seed, total, first(), **options)
+            return self.studio.draw(owner, asked.prompt, seed, total, first, **options)
 
-        async for update in self._run(ask, futures, shelf, given):
+        async for update in self._run(request, ask, futures, shelf, given):
             yield update
 
     async def repaint_picture(
-        self, canvas: dict[str, Any] | None, shelf: Shelf, *given: Any, request: gr.Request
+        self, request: gr.Request, canvas: dict[str, Any] | None, shelf: Shelf, *given: Any
     ) -> AsyncIterator[Update]:
         """A picture, of which what is marked is painted anew."""
 
-        def ask(asked: Asked, seed: int) -> Job:
+        def ask(owner: str, asked: Asked, seed: int) -> Job:
             painting = _painting(canvas, self.studio.pipeline.size)
-            owner, options = _owner(request), dict(asked.options)
-            options.pop("motion_flow", None)
-            return self.studio.paint(owner, asked.prompt, seed, painting, **options)
+            return self.studio.paint(owner, asked.prompt, seed, painting, **asked.options)
 
-        async for update in self._run(ask, 1, shelf, given):
+        async for update in self._run(request, ask, 1, shelf, given):
             yield update
 
     def stop(self, request: gr.Request) -> None:
@@ -204,15 +196,23 @@ class Events:
         return media.enlarge(_chosen(shelf).take.clip[-1], CANVAS)
 
     async def _run(
-        self, ask: Callable[[Asked, int], Job], count: Any, shelf: Shelf, given: Sequence[Any]
+        self,
+        request: gr.Request,
+        ask: Callable[[str, Asked, int], Job],
+        count: Any,
+        shelf: Shelf,
+        given: Sequence[Any],
     ) -> AsyncIterator[Update]:
         """Asks for so many, shows them while they are made, and keeps them."""
-        jobs: list[Job] = []
+        owner, jobs = _owner(request), list[Job]()
         try:
             asked = self._asked(*given)
-            for number in range(convert(Annotated[int, Range(1, MOST)], count, "how many")):
+            count = convert(Annotated[int, Range(1, MOST)], count, "how many")
+            self.studio.check_room(owner, count)  # before anything is read
+            for number in range(count):
                 seed = convert(Seed, asked.seed + number, "seed")
-                jobs.append(await asyncio.to_thread(ask, asked, seed))
+                jobs.append(await asyncio.to_thread(ask, owner, asked, seed))
+            self.studio.submit(jobs)
             async for update in self._watch(jobs):
                 yield update
             made = [job.take() for job in jobs if job.error is None]

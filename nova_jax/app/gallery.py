@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nova_jax import media
-from nova_jax.app.studio import Take
+from nova_jax.app.jobs import Take
 from nova_jax.errors import NovaError
 
 #: Takes of one person that are kept.

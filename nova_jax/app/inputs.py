@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 
 from nova_jax import media
 from nova_jax.errors import NovaError
@@ -63,7 +62,8 @@ class Given:
         own = own_pixels(picture, size)
         factor = picture.shape[0] // own.shape[0]
         if factor > 1:
-            mask = mask.reshape(own.shape[0], factor, own.shape[1], factor).any((1, 3))
+            blocks = mask.reshape(own.shape[0], factor, own.shape[1], factor)
+            mask = np.any(blocks, axis=(1, 3))
         white = np.repeat(np.where(mask, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
         files = {
             "image": ("picture.png", media.encode_png(own)),

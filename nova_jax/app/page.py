@@ -161,6 +161,7 @@ def _options(events: Events) -> list[Any]:
         fresh = gr.Checkbox(True, label="Another one each time", container=False)
     with gr.Accordion("How it is drawn", open=False, visible=events.free):
         negative = gr.Textbox(
+            "",
             label="Negative prompt",
             placeholder="What to stay away from",
             max_length=inputs.LONGEST_PROMPT,
@@ -177,7 +178,9 @@ def _options(events: Events) -> list[Any]:
 def _result() -> dict[str, Any]:
     """What is drawn, its files, how it is made again, and everything of one person."""
     parts: dict[str, Any] = {}
-    parts["screen"] = gr.HTML(screen.empty("What is drawn appears here, set of tokens by set."))
+    parts["screen"] = gr.HTML(
+        screen.empty("What is drawn appears here, set of tokens by set."), label="Screen"
+    )
     with gr.Row():
         parts["stop"] = gr.Button("Stop, and keep what is there", size="sm")
         parts["take_over"] = gr.Button("Take over prompt and seed", size="sm")
@@ -247,6 +250,6 @@ def _only_uploads(part: Upload) -> Upload:
             told = "The file cannot be read; give a PNG, JPEG or WebP picture."
             raise gr.Error(told, print_exception=False) from error
 
-    part.async_move_resource_to_block_cache = moved  # type: ignore[method-assign]
-    part.preprocess = preprocess  # type: ignore[method-assign]
+    part.async_move_resource_to_block_cache = moved
+    part.preprocess = preprocess
     return part

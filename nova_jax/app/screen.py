@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from nova_jax import media
-from nova_jax.app.studio import Job, Studio, Take
+from nova_jax.app.jobs import Job, Take
+from nova_jax.app.studio import Studio
 
 #: Side in pixels up to which pictures are shown pixel by pixel.
 SMALL = 128
@@ -67,7 +68,7 @@ def status(studio: Studio, job: Job) -> str:
     if job.stopping:
         return f"{step}; stopping after it"
     if (left := job.seconds_left) is None:
-        return f"{step}; the first of its kind compiles a program" if not job.step[0] else step
+        return f"{step}; the first of its kind compiles its program"
     return f"{step}, about {left:.0f} s left" if left >= 1 else step
 
 
