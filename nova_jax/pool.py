@@ -69,14 +69,6 @@ class SessionPool:
         """Rows that nobody has."""
         return self.rows - sum(map(len, self._members))
 
-    def takes(self, session: Session) -> bool:
-        """Whether a session of the same pipeline may join as things are."""
-        try:
-            self._check(session)
-        except NovaError:
-            return False
-        return True
-
     def join(self, session: Session) -> Session:
         """Takes a session in, at whatever frame it is.
 
@@ -87,13 +79,6 @@ class SessionPool:
             NovaError: it is a member, it is too large or does not fit the others, or the pipeline's
                 devices cannot share the rows.
         """
-        self._check(session)
-        if not self._members:
-            self._prepare(session)
-        self._members.append(session)
-        return session
-
-    def _check(self, session: Session) -> None:
         if session in self._members:
             raise NovaError("the session is in the pool already; join its fork for another future")
         if session.pipeline is not self.pipeline:
@@ -107,6 +92,10 @@ class SessionPool:
             )
         if self._members:
             _check_fit(session, self._members[0])
+        else:
+            self._prepare(session)
+        self._members.append(session)
+        return session
 
     def leave(self, session: Session) -> None:
         """Lets a session go, which may go on alone.

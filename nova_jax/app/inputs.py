@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
 from nova_jax import media
 from nova_jax.errors import NovaError
@@ -87,7 +87,7 @@ class Given:
 NOTHING = Given({}, {})
 
 
-def own_pixels(picture: media.Picture, size: tuple[int, int]) -> media.Picture:
+def own_pixels(picture: media.Picture, size: tuple[int, int]) -> UInt8[np.ndarray, "_ _ 3"]:
     """A picture without what `media.enlarge` did to one of this size; others as they are."""
     factor = picture.shape[0] // size[0]
     if factor > 1:

@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from nova_jax import media
 from nova_jax.app.inputs import Files
 from nova_jax.app.recipe import Recipe
 from nova_jax.errors import NovaError
 from nova_jax.session import Session
+
+#: Frames of a clip.
+Part = UInt8[np.ndarray, "_ h w 3"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class Take:
     files: Files
     clip: media.Clip
     session: Session | None
-    parts: tuple[media.Clip, ...]
+    parts: tuple[Part, ...]
 
 
 class Job:
@@ -59,14 +63,14 @@ class Job:
         *,
         files: Files,
         frames: int = 1,
-        parts: tuple[media.Clip, ...] = (),
+        parts: tuple[Part, ...] = (),
         call: Mapping[str, Any] | None = None,
     ) -> None:
         self.owner, self.recipe, self.files, self.session = owner, recipe, files, session
         self.call = dict(call or {})
         self.first = 0 if session is None else session.frame
         self.frames = frames
-        self.parts: list[media.Clip] = list(parts)
+        self.parts: list[Part] = list(parts)
         self.filling: media.Picture | None = None
         self.step: tuple[int, int] = (0, 1)
         self.pace: float | None = None

@@ -23,7 +23,11 @@ THEME = gr.themes.Soft(
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
 )
-CSS = screen.CSS + ".nova-side { gap: 12px; } footer { display: none !important; }"
+CSS = f"""{screen.CSS}
+.nova-side {{ gap: 12px; }}
+.nova-tabs button[role=tab] {{ padding: 0 10px; }}
+.nova-files .remove-file, footer {{ display: none !important; }}
+"""
 
 
 def build(
@@ -46,7 +50,7 @@ def build(
     with gr.Blocks(title="NOVA", analytics_enabled=False, delete_cache=(3600, 4 * 3600)) as page:
         shelf = gr.State(Shelf(), delete_callback=Shelf.clear)
         with gr.Row():
-            with gr.Column(scale=4, min_width=380, elem_classes="nova-side"):
+            with gr.Column(scale=1, min_width=400, elem_classes="nova-side"):
                 gr.HTML(_title(studio))
                 prompt = gr.Textbox(
                     label="Prompt",
@@ -57,10 +61,10 @@ def build(
                 )
                 if examples:
                     gr.Examples(examples[1:], prompt, label="Or")
-                with gr.Tabs():
+                with gr.Tabs(elem_classes="nova-tabs"):
                     tabs = _tabs(events)
                 common = [shelf, prompt, *_options(events)]
-            with gr.Column(scale=5, min_width=420, elem_classes="nova-side"):
+            with gr.Column(scale=1, min_width=400, elem_classes="nova-side"):
                 result = _result()
         _connect(events, tabs, common, result)
     return page
@@ -107,13 +111,13 @@ def _tabs(events: Events) -> dict[str, Any]:
     def draw() -> gr.Button:
         return gr.Button("Draw", variant="primary")
 
-    with gr.Tab("Text to picture"):
+    with gr.Tab("Text → picture"):
         parts["pictures"] = gr.Slider(1, MOST, 1, step=1, label="Pictures")
         parts["text_to_picture"] = draw()
-    with gr.Tab("Text to video", visible=video):
+    with gr.Tab("Text → video", visible=video):
         parts["frames"] = lengths("Frames")
         parts["text_to_video"] = draw()
-    with gr.Tab("Picture to video", visible=video):
+    with gr.Tab("Picture → video", visible=video):
         parts["image"] = _only_uploads(
             gr.Image(
                 label="First frame",
@@ -156,9 +160,9 @@ def _tabs(events: Events) -> dict[str, Any]:
 
 def _options(events: Events) -> list[Any]:
     """What all tabs have."""
-    with gr.Row():
+    with gr.Row(equal_height=True):
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
-        fresh = gr.Checkbox(True, label="Another one each time", container=False)
+        fresh = gr.Checkbox(True, label="Another one each time")
     with gr.Accordion("How it is drawn", open=False, visible=events.free):
         negative = gr.Textbox(
             "",
@@ -187,14 +191,17 @@ def _result() -> dict[str, Any]:
     parts["gallery"] = gr.Gallery(
         label="Yours",
         columns=6,
-        height=190,
+        fit_columns=False,
+        height=150,
         object_fit="contain",
         allow_preview=False,
         format="png",
         interactive=False,
         buttons=[],
     )
-    parts["files"] = gr.File(label="Files", file_count="multiple", interactive=False)
+    parts["files"] = gr.File(
+        label="Files", file_count="multiple", interactive=False, elem_classes="nova-files"
+    )
     with gr.Accordion("The same again, to the byte", open=False):
         code: dict[str, Any] = {"wrap_lines": True, "show_line_numbers": False, "lines": 1}
         parts["command"] = gr.Code(label="Command", language="shell", **code)

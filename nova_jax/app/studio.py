@@ -243,12 +243,12 @@ class Studio:
 
     def _group_for(self, session: Session) -> Group | None:
         """Where a session finds a place; None while there is none."""
+        kind = session.sampling, session.state.slots
         for group in self._groups:
-            if group.pool.takes(session):
-                return group
+            if group.kind == kind:
+                return group if group.pool.free else None
         if len(self._groups) >= POOLS:
             return None
-        kind = session.sampling, session.state.slots
         self._groups.append(Group(self.pipeline, self.rows, kind, self._pace(kind)))
         return self._groups[-1]
 
