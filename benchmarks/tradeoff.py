@@ -19,6 +19,7 @@ and tradeoff.md, and the points with the front (less time and more right) as tra
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import statistics
@@ -84,7 +85,7 @@ def task_of(dataset: Any, samples: int) -> Task:
     if dataset["type"] == "scenes":
         scenes = from_dict(ScenesConfig, dataset, "dataset")
         judges = SceneJudges(scenes)
-        questions = make_scene_questions(-(-samples // 6) + 1 & ~1, seed=0)[:samples]
+        questions = make_scene_questions(2 * -(-samples // 12), seed=0)[:samples]
         config = dataclasses.replace(scenes, split="held_out", combinations="all")
         real = ScenesSource(config).batch(np.arange(3000))["frames"][:, 0]
         return Task(
@@ -190,8 +191,6 @@ def front(rows: Sequence[dict[str, Any]]) -> list[int]:
 
 def draw(rows: Sequence[dict[str, Any]], chosen: Sequence[int]) -> bytes:
     """Points and front as a PNG file."""
-    import io
-
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")

@@ -81,6 +81,11 @@ def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[An
     return flags.DEFINE(_Parser(name, kind), name, default, help)
 
 
+def present(*flags: flags.FlagHolder[Any]) -> str | None:
+    """The name of the first flag that is given."""
+    return next((flag.name for flag in flags if flag.present), None)
+
+
 class RewriterFlags:
     """Defines --rewrite, --rewrite_seed and --rewritten: what prompts become before they are drawn.
 

@@ -142,7 +142,7 @@ def main() -> None:
     """Reads the prompts, loads the model, generates and writes; or exports."""
     options: dict[str, Any] = {name: flag.value for name, flag in CALL.items()}
     if EXPORT.value is not None:
-        if name := _present(*LATER):
+        if name := cli.present(*LATER):
             raise NovaError(
                 f"--{name} has no place in an export, whose programs take prompts and seeds when "
                 "they run; leave it away"
@@ -161,14 +161,14 @@ def main() -> None:
     given = _given()
     out, saved = output_folder(OUT.value), SAVE.value and new_output(SAVE.value)
     live = any(flag.value for flag in SESSION)
-    if live and (name := _present(BATCH_SIZE, GIF)):
+    if live and (name := cli.present(BATCH_SIZE, GIF)):
         raise NovaError(f"--{name} has no place in a session; leave it away")
     pipeline = _load(CHECKPOINT.value)
     fps = FPS.value or pipeline.fps
     if GIF.value and fps > media.GIF_CLOCK:
         raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
     said = [*prompts, *(cue.prompt for cue in cues)]
-    if (name := _present(*REWRITER.all)) and not (said and pipeline.config.num_classes is None):
+    if (name := cli.present(*REWRITER.all)) and not (said and pipeline.config.num_classes is None):
         raise NovaError(f"--{name} has no prompt in words to rewrite; leave it away")
     frames = pipeline.latent_frames(options["max_latent_length"], FRAMES.value)
     rewriter = REWRITER.rewrite(said, video=live or frames > 1)
@@ -211,7 +211,7 @@ def _resume(pipeline: NovaPipeline, asked: dict[str, Any]) -> Session:
         NovaError: it has already what a flag says.
     """
     options = (flag for name, flag in CALL.items() if name != "max_latent_length")
-    if given := _present(*RESUMED, *options):
+    if given := cli.present(*RESUMED, *options):
         raise NovaError(f"--{given} has no place in a session that goes on; leave it away")
     session = pipeline.resume(RESUME.value)
     session.rewriter = asked["rewriter"]
@@ -301,11 +301,6 @@ def _given() -> dict[str, Any]:
             raise NovaError(f"--outpaint={OUTPAINT.value} is not TOP,RIGHT,BOTTOM,LEFT in pixels")
         given["outpaint"] = [int(margin) for margin in margins]
     return given
-
-
-def _present(*flags: flags.FlagHolder[Any]) -> str | None:
-    """The name of the first flag that is given."""
-    return next((flag.name for flag in flags if flag.present), None)
 
 
 def _load(source: str) -> NovaPipeline:
