@@ -26,6 +26,7 @@ def check_memory(
     frozen: int,
     devices: Sequence[jax.Device],
     returned: bool,
+    overlapped: bool,
 ) -> None:
     """Counts what a request takes, see `nova_jax.sampling.memory`, before anything is compiled.
 
@@ -37,6 +38,7 @@ def check_memory(
         transformer, frozen: bytes of its parameters and of all others, on one device.
         devices: of this process, that take part.
         returned: whether all samples are kept to be returned, not only those of a batch.
+        overlapped: whether a batch is decoded while the next one is drawn.
 
     Raises:
         NovaError: a device, or this machine, has less.
@@ -69,6 +71,7 @@ def check_memory(
         ),
     ]
     stages = [drawing] if request.output_type == "latent" else [drawing, decoding]
+    stages = [[*drawing, *decoding]] if overlapped else stages
     largest = max(stages, key=lambda parts: sum(part.bytes for part in parts))
     on_device = [Part("parameters", transformer + frozen, ()), *largest]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import os
 import re
 import sys
@@ -120,16 +121,23 @@ class RewriterFlags:
     def rewrite(self, prompts: Sequence[str], *, video: bool) -> Replay | None:
         """What prompts become, all of them now; the model's memory is free again after it.
 
+        Its `source` says what made them: the model and its commit or checksum, or the file and the
+        checksum of what it says of these prompts.
+
         Raises:
           NovaError: As `make`, or there are no other words for a prompt.
         """
         rewriter = self.make(video=video)
         if rewriter is None:
             return None
-        said = Replay.of(rewriter, prompts)
         if isinstance(rewriter, LanguageModelRewriter):
+            seed = "greedy" if rewriter.seed is None else f"seed {rewriter.seed}"
+            said = Replay.of(rewriter, prompts, f"{self._model.value} ({rewriter.model}, {seed})")
             rewriter.close()
-        return said
+            return said
+        said = Replay.of(rewriter, prompts, "")
+        checksum = hashlib.sha256(said.lines()).hexdigest()
+        return Replay(said.texts, f"{self._file.value} ({checksum})")
 
 
 def run(

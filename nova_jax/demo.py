@@ -1,4 +1,4 @@
-"""What `make demo` runs: trains a small model on moving digits, then generates from it.
+"""Trains a small model on moving digits, then generates from it: `make demo`.
 
     python -m nova_jax.demo --out=demo_output [--config.steps=500]
 

@@ -19,7 +19,6 @@ import einops
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
-from scipy import ndimage
 
 from nova_jax import media
 from nova_jax.autoencoders.interface import VideoCodec
@@ -86,6 +85,8 @@ class Edit:
 
 def _tokens(mask: Bool[np.ndarray, "H W"], side: int) -> Bool[np.ndarray, "rows columns"]:
     """Tokens that any pixel of the mask is in, and those around them."""
+    from scipy import ndimage  # slow to import, and few calls edit
+
     height, width = mask.shape
     touched = mask.reshape(height // side, side, width // side, side).any((1, 3))
     return np.asarray(ndimage.binary_dilation(touched, np.ones((3, 3), bool)))
@@ -95,6 +96,8 @@ def _ramp(mask: Bool[np.ndarray, "H W"], area: Bool[np.ndarray, "H W"]) -> Float
     """1 on the mask, 0 outside the area around it, between them by the distance to both."""
     if not mask.any() or area.all():  # nothing to go to, or nothing to come from
         return (mask if not mask.any() else area).astype(np.float32)
+    from scipy import ndimage
+
     inward, onward = map(ndimage.distance_transform_edt, (area, ~mask))
     return inward / (inward + onward)  # a pixel of the mask is not outside: never 0 / 0
 

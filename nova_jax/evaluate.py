@@ -1,13 +1,20 @@
-"""Scores a digits model, by judges that are not the model; or how far any videos drift.
+"""Draws benchmarks and reports their scores; scores a digits model; measures how videos drift.
 
+    python -m nova_jax.evaluate --suite=geneval --prompts=CLONE --checkpoint=DIR --out=DIR
+    python -m nova_jax.evaluate --suite=vbench --prompts=CLONE --out=DIR --list
+    python -m nova_jax.evaluate --report=DIR --out=DIR
     python -m nova_jax.evaluate --config=configs/digits_t2v.py --checkpoint=DIR --out=DIR
     python -m nova_jax.evaluate --checkpoint=DIR --frames=32 --out=DIR
     python -m nova_jax.evaluate --drift VIDEO_OR_DIRECTORY... --out=DIR
 
-Half of the prompts ask for combinations of digit, color and path that training never showed. Prints
-the judges' own accuracy on real held-out digits and the model's, frame by frame and on the whole,
-with 95 % intervals (Wilson), and how far its videos drift; writes evaluation.json, a contact sheet
-and a plot over frames.
+With --suite a benchmark is drawn as its scorer takes it, see docs/evaluation.md; the same command
+goes on where it was stopped, and several processes share the work. With --report the results of
+scorers become the tables of the paper.
+
+Without, digits are judged by judges that are not the model. Half of the prompts ask for
+combinations of digit, color and path that training never showed. Prints the judges' own accuracy on
+real held-out digits and the model's, frame by frame and on the whole, with 95 % intervals (Wilson),
+and how far its videos drift; writes evaluation.json, a contact sheet and a plot over frames.
 
 With --drift nothing is generated: videos (or directories of videos, or of PNG frames) are compared
 with their own first frames, see `nova_jax.drift`; writes drift.json, a contact sheet and a plot.
@@ -17,38 +24,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
+import jax
 from absl import flags
 
 from nova_jax import cli, drift, media
+from nova_jax.arguments import DType
 from nova_jax.checkpoints.open import open_checkpoint
-from nova_jax.config import Count, Natural, Range, from_dict
+from nova_jax.config import Count, MotionScore, Natural, Range, from_dict
+from nova_jax.digits import evaluation
 from nova_jax.digits.clips import DigitsConfig
-from nova_jax.digits.judges import Judges, Verdict
-from nova_jax.digits.scores import (
-    MEASURES,
-    Question,
-    Score,
-    asks,
-    format_frames,
-    format_table,
-    is_right,
-    make_questions,
-    real_questions,
-    right_frames,
-    tally,
-    tally_frames,
-    without_motion,
-)
+from nova_jax.digits.judges import Judges
+from nova_jax.distributed.multihost import launched_as, parse_shard
 from nova_jax.errors import NovaError
 from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
-from nova_jax.plots import Line, encode_plot
+from nova_jax.sampling.options import OPTIONS
+from nova_jax.suites import presets, report
+from nova_jax.suites.drawing import Asked, draw
+from nova_jax.suites.folder import Folder, missing
+from nova_jax.suites.interface import Prompts, Suite
+from nova_jax.suites.registry import SUITES
 from nova_jax.training.config import TrainConfig
 
 CONFIG = cli.define_config(
@@ -57,7 +58,8 @@ CONFIG = cli.define_config(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     str(SHIPPED),
-    "Model trained on digits: model directory, or --workdir of a training run.",
+    "Model directory or --workdir of a training run; with --suite also a released model: its "
+    "directory or its id on the Hugging Face hub.",
 )
 WEIGHTS = flags.DEFINE_enum(
     "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
@@ -71,25 +73,137 @@ OUT = flags.DEFINE_string("out", "output", "Where to write.")
 DRIFT = flags.DEFINE_bool(
     "drift", False, "Measure how the videos that are named drift; nothing is generated."
 )
+SUITE = flags.DEFINE_enum("suite", None, list(SUITES), "Benchmark to draw.")
+PROMPTS = flags.DEFINE_string("prompts", None, "Clone of the suite's repository.")
+PARTS = flags.DEFINE_list(
+    "parts", None, "Tasks, categories or dimensions of the suite, with commas; by default all."
+)
+OTHER_PROMPTS = flags.DEFINE_bool(
+    "other_prompts", False, "Draw prompt files of another version; no published number compares."
+)
+PRESET = flags.DEFINE_enum(
+    "preset", None, list(presets.PRESETS), "Options that published numbers were made with."
+)
+SHARD = flags.DEFINE_string(
+    "shard", None, "i/n: the i-th share of n, from 0; by default as the launcher says, or all."
+)
+LIST = flags.DEFINE_bool("list", False, "Say what of the suite is missing in --out, and end.")
+REPORT = flags.DEFINE_multi_string(
+    "report", [], "Results of scorers, or folders with them; more may follow it."
+)
+NEGATIVE = flags.DEFINE_string("negative_prompt", None, "With --suite: what to stay away from.")
+DTYPE = cli.define(
+    "dtype", DType, "float32", "With --suite: of the computation and of the parameters."
+)
+REWRITER = cli.RewriterFlags()
+# Options of the pipeline, in place of the preset's or the checkpoint's.
+CALL = {
+    "motion_flow": cli.define("motion_flow", MotionScore, None, "Motion score."),
+    **{name: cli.define(name, option.kind, None, option.help) for name, option in OPTIONS.items()},
+}
+# What has a meaning with --suite alone, and without it or --drift alone.
+OF_SUITES = (
+    *(PARTS, OTHER_PROMPTS, PRESET, SHARD, LIST, NEGATIVE, DTYPE),
+    *(*CALL.values(), *REWRITER.all),
+)
+OF_DIGITS = (CONFIG, NUM_PROMPTS)
 # What --drift has no use for.
-MODEL = (CONFIG, CHECKPOINT, WEIGHTS, NUM_PROMPTS, SEED, FRAMES, BATCH_SIZE)
-
-SHEET_CLIPS = 48  # seen and unseen combinations alternate
-SHEET_WIDTH = 1600  # pixels; a longer strip of frames has a row to itself
+MODEL = (*OF_DIGITS, CHECKPOINT, WEIGHTS, SEED, FRAMES, BATCH_SIZE, SUITE, PROMPTS, *OF_SUITES)
 
 
 def main(paths: Sequence[str]) -> None:
-    """Generates, judges, prints and writes; or measures drift."""
-    out = output_folder(OUT.value)
+    """Draws a suite, reports, measures drift, or judges digits."""
     if DRIFT.value:
-        _measure_drift(paths, out)
+        _refuse("--drift, which takes videos", *MODEL, REPORT)
+        _measure_drift(paths, output_folder(OUT.value))
+    elif REPORT.value:
+        _refuse("--report", CHECKPOINT, WEIGHTS, SEED, FRAMES, BATCH_SIZE, *OF_DIGITS, *OF_SUITES)
+        _report([*REPORT.value, *paths], output_folder(OUT.value))
     elif paths:
         raise NovaError(
             f"unexpected argument {paths[0]!r}; flags are written --name=value, and videos are "
             "named after --drift"
         )
+    elif SUITE.value is None:
+        if given := _present(PROMPTS, *OF_SUITES):
+            raise NovaError(f"--{given} is for suites; name one with --suite, or leave it away")
+        _judge(output_folder(OUT.value))
     else:
-        _judge(out)
+        _refuse("--suite", *OF_DIGITS)
+        _draw(SUITES[SUITE.value], output_folder(OUT.value))
+
+
+def _draw(suite: Suite, out: Path) -> None:
+    """Draws what is missing of a suite, or says what that is."""
+    options = presets.options(PRESET.value, suite.medium)
+    options |= {name: flag.value for name, flag in CALL.items() if flag.value is not None}
+    if FRAMES.present:
+        if suite.medium == "picture":
+            raise NovaError(f"--frames has no place with {suite.title}, which is of pictures")
+        options = {k: v for k, v in options.items() if k != "max_latent_length"}
+        options["num_frames"] = FRAMES.value
+    prompts = suite.prompts(
+        None if PROMPTS.value is None else Path(PROMPTS.value),
+        _parts(suite),
+        verify=not OTHER_PROMPTS.value,
+    )
+    texts = [item.prompt for item in prompts.items]
+    rewriter = None if LIST.value else REWRITER.rewrite(texts, video=suite.medium == "video")
+    asked = Asked(
+        suite,
+        prompts,
+        options | {"negative_prompt": NEGATIVE.value},
+        seed=SEED.value,
+        rewriter=rewriter,
+        rewriter_name=None if rewriter is None else rewriter.source,
+        checkpoint=str(CHECKPOINT.value),
+        preset=PRESET.value,
+    )
+    if LIST.value:
+        _list(prompts, out)
+        return
+    shard = parse_shard(SHARD.value) if SHARD.value else launched_as(os.environ)
+    # Compilers do not make the same program twice, and another one may round otherwise: whoever
+    # comes later reads even the smallest ones that the first has compiled.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with Folder.claim(out, shard) as folder:
+        folder.compare(asked.beginning())  # says before anything is loaded what is wrong
+        pipeline = NovaPipeline.from_pretrained(
+            CHECKPOINT.value, weights=WEIGHTS.value, dtype=DTYPE.value
+        )
+        done = draw(pipeline, asked, folder, batch_size=BATCH_SIZE.value)
+    share = "" if shard[1] == 1 else " of shard {}/{}".format(*shard)
+    print(f"{done.files} files{share} are in {out}, {done.new} of them drawn now")
+    targets = (target for item in prompts.items for target in item.targets)
+    if left := sum(not (out / target.path).exists() for target in targets):
+        print(f"{left} files of other shards are missing; --list names them")
+    else:
+        print(f"all of {suite.title} is drawn. Next, {suite.scoring(out, prompts, pipeline.size)}")
+
+
+def _parts(suite: Suite) -> Sequence[str]:
+    parts = [name.strip() for name in PARTS.value or suite.parts]
+    if unknown := next((name for name in parts if name not in suite.parts), None):
+        raise NovaError(f"--parts: {suite.title} has no {unknown!r}, but {', '.join(suite.parts)}")
+    return [name for name in suite.parts if name in parts]
+
+
+def _list(prompts: Prompts, out: Path) -> None:
+    targets = [target for item in prompts.items for target in item.targets]
+    left = missing(out, targets)
+    print(*(target.path for target in left), sep="\n", end="\n" if left else "")
+    print(
+        f"{len(left)} of {len(targets)} files of {len(prompts.items)} prompts are missing in {out}"
+    )
+
+
+def _report(paths: Sequence[str], out: Path) -> None:
+    """Prints the tables of results and writes them."""
+    suites = SUITES if SUITE.value is None else {SUITE.value: SUITES[SUITE.value]}
+    found = report.read(paths, suites, None if PROMPTS.value is None else Path(PROMPTS.value))
+    print(found.text())
+    for name, content in report.as_files(found).items():
+        print(media.save(out / name, content))
 
 
 def _model() -> tuple[NovaPipeline, DigitsConfig]:
@@ -126,179 +240,68 @@ def _judge(out: Path) -> None:
     """Has the judges look at what a model makes, prints and writes what they see."""
     pipeline, dataset = _model()
     pipeline.latent_frames(None, FRAMES.value)  # says now what is wrong with --frames
-
     judges = Judges(dataset)
-    real = judges.real_clips()
-    raw = judges.accuracy_on_raw_digits()
-    ceiling = list(zip(real_questions(real), map(judges, real["frames"]), strict=True))
-    print(
-        f"judges on {len(ceiling)} real held-out clips, the most that can be measured, percent "
-        f"right [95 % interval] / judged (digit in merely enlarged images: {100 * raw:.1f}):"
-    )
-    print(format_table(tally(ceiling)))
-
-    questions = make_questions(
-        NUM_PROMPTS.value,
+    ceiling = evaluation.judge_real(judges)
+    print(ceiling.text())
+    judged = evaluation.judge_model(
+        pipeline,
+        dataset,
+        judges,
+        ceiling,
+        prompts=NUM_PROMPTS.value,
         seed=SEED.value,
-        moving=pipeline.config.is_video,
-        walls=dataset.walls,
-    )
-    made = pipeline.stream(
-        [question.prompt for question in questions],
-        seed=range(SEED.value, SEED.value + len(questions)),
+        frames=FRAMES.value,
         batch_size=BATCH_SIZE.value,
-        num_frames=FRAMES.value,
     )
-    verdicts: list[Verdict] = []
-    shown: list[np.ndarray] = []
-    measured: dict[str, Mapping[str, np.ndarray]] = {}
-    for videos in made:
-        verdicts += [judges(clip) for clip in videos.frames]
-        if videos.frames.shape[1] > 1:
-            measured |= {
-                f"video {len(measured) + i}": drift.measure(clip)
-                for i, clip in enumerate(videos.frames, 1)
-            }
-        shown += list(videos.frames[: SHEET_CLIPS - len(shown)])
-    length = len(shown[0])
-    if length < judges.motion_frames:
-        questions = without_motion(questions)
-    answers = list(zip(questions, verdicts, strict=True))
-    print(
-        f"{CHECKPOINT.value}, {len(questions)} prompts, {length} frames, percent right "
-        f"[95 % interval] / judged{_motion_judged_on(length, judges.motion_frames)}:"
-    )
-    print(format_table(tally(answers)))
-    by_frame, real_by_frame = tally_frames(answers), tally_frames(ceiling)
-    rows = {name: by_frame["all"][name] for name in ("digit", "color")}
-    rows |= {f"digit, {group}": by_frame[group]["digit"] for group in ("seen", "unseen")}
-    rows |= {"digit, real clips": real_by_frame["all"]["digit"]}
-    print("percent right by frame, each judged by itself:")
-    print(format_frames(rows), flush=True)  # whatever becomes of the files
-    drifted = drift.Report.of(measured) if measured else None
-    if drifted is not None:
-        print("drift from the first frame, mean:")
-        print(drifted.table(), flush=True)
-
-    report = {
+    print(judged.text(CHECKPOINT.value), flush=True)  # whatever becomes of the files
+    facts = {
         "checkpoint": str(CHECKPOINT.value),
         "seed": SEED.value,
-        "frames": length,
+        "frames": judged.frames,
         "sampling": dataclasses.asdict(pipeline.sampling),
-        "judges_on_real_digits": {
-            "digit_raw": raw,
-            "scores": _numbers(tally(ceiling)),
-            "by_frame": _numbers(real_by_frame),
-        },
-        "scores": _numbers(tally(answers)),
-        "by_frame": _numbers(by_frame),
-        "drift": drifted and drifted.summary(),
-        "answers": [
-            {"asked": dataclasses.asdict(question), "seen": dataclasses.asdict(verdict)}
-            for question, verdict in answers
-        ],
     }
-    print(media.save(out / "evaluation.json", json.dumps(report, indent=1).encode()))
-    print(media.save(out / "evaluation.png", _sheet(shown, answers)))
-    trained = min(dataset.frames, pipeline.config.frames)
-    _save_plot(out / "evaluation_frames.png", lambda: _plot(by_frame, real_by_frame, trained))
+    numbers = json.dumps(facts | judged.json(), indent=1)
+    print(media.save(out / "evaluation.json", numbers.encode()))
+    print(media.save(out / "evaluation.png", judged.sheet()))
+    _save_plot(out / "evaluation_frames.png", judged.plot)
 
 
 def _measure_drift(paths: Sequence[str], out: Path) -> None:
     """Measures the drift of videos, prints it and writes it."""
-    if given := next((flag.name for flag in MODEL if flag.present), None):
-        raise NovaError(f"--{given} has no place beside --drift, which takes videos; leave it away")
     if not paths:
         raise NovaError("--drift has no videos to measure; name files or directories after it")
     measured, strips = {}, {}
     for name, path in drift.find_clips(paths).items():
         clip = drift.read(path)
         measured[name], strips[name] = drift.measure(clip), drift.strip(clip)
-    report = drift.Report.of(measured)
-    frames = " to ".join(map(str, dict.fromkeys(report.lengths)))
+    found = drift.Report.of(measured)
+    frames = " to ".join(map(str, dict.fromkeys(found.lengths)))
     print(f"drift of {len(measured)} videos of {frames} frames from their first frames, mean:")
-    print(report.table())
-    numbers = {"paths": list(paths)} | report.json()
+    print(found.table())
+    numbers = {"paths": list(paths)} | found.json()
     print(media.save(out / "drift.json", json.dumps(numbers, indent=1).encode()))
-    sheet = drift.contact_sheet(strips, report)
+    sheet = drift.contact_sheet(strips, found)
     print(media.save(out / "drift_sheet.png", media.encode_png(sheet)))
-    _save_plot(out / "drift.png", report.plot)
+    _save_plot(out / "drift.png", found.plot)
 
 
-def _save_plot(path: Path, draw: Callable[[], bytes]) -> None:
+def _save_plot(path: Path, plot: Callable[[], bytes]) -> None:
     """Saves a plot; the rest of a report stands without one where matplotlib is not installed."""
     try:
-        print(media.save(path, draw()))
+        print(media.save(path, plot()))
     except NovaError as error:
         print(f"no {path.name}: {error}", file=sys.stderr)
 
 
-def _motion_judged_on(length: int, judged: int) -> str:
-    """Says which frames path and speed are judged on, where it is not all."""
-    if length > judged > 1:
-        return f"; path and speed on the first {judged}"
-    return "" if length == judged else f"; path and speed only from {judged} frames on"
+def _present(*flags: flags.FlagHolder[Any]) -> str | None:
+    """The name of the first flag that is given."""
+    return next((flag.name for flag in flags if flag.present), None)
 
 
-def _numbers(tally: Any) -> Any:
-    """Scores in dictionaries and lists as JSON has them."""
-    match tally:
-        case Score():
-            return dataclasses.asdict(tally) | {"rate": tally.rate, "interval": tally.interval}
-        case list():
-            return [_numbers(score) for score in tally]
-    return {name: _numbers(scores) for name, scores in tally.items()}
-
-
-def _sheet(clips: Sequence[np.ndarray], answers: Sequence[tuple[Question, Verdict]]) -> bytes:
-    """Clips with all of their frames, as a PNG file."""
-    shown = media.enlarge(np.stack(clips), 64 if len(clips[0]) <= 16 else 32)
-    columns = max(1, SHEET_WIDTH // (shown.shape[1] * shown.shape[3] + 100))
-    captions = [_caption(*answer) for answer in answers[: len(clips)]]
-    return media.encode_png(media.contact_sheet(shown, captions, columns=min(columns, 3)))
-
-
-def _caption(question: Question, verdict: Verdict) -> str:
-    """The prompt, before it what was seen instead: on the whole, and in the first wrong frame."""
-    wrong = [
-        str(getattr(verdict, trait))
-        for measure, trait in MEASURES.items()
-        if "every frame" not in measure
-        and asks(question, trait)
-        and not is_right(question, verdict, measure)
-    ]
-    notes = [f"seen: {', '.join(wrong)}"] if wrong else []
-    for trait in ("digit", "color"):
-        right = right_frames(question, verdict, trait)
-        if not all(right):
-            first = right.index(False)
-            notes.append(f"frame {first + 1}: {getattr(verdict, f'{trait}s')[first]}")
-    return (f"[{'; '.join(notes)}] " if notes else "") + question.prompt
-
-
-def _plot(by_frame: Any, real: Any, trained: int) -> bytes:
-    """Percent right by frame, with its 95 % band, as a PNG file."""
-
-    def line(scores: list[Score], label: str, style: str, with_band: bool = False) -> Line:
-        low, high = 100 * np.array([score.interval for score in scores]).T
-        y = [100 * score.rate for score in scores]
-        band = (low, high) if with_band else None
-        return Line(range(1, len(scores) + 1), y, label, band, style)
-
-    panels, shown = {}, {}
-    for trait in ("digit", "color"):
-        shown[f"{trait} right, percent"] = (0.0, 100.0)
-        frames = by_frame["all"][trait]
-        most = np.mean([score.rate for score in real["all"][trait]])
-        panels[f"{trait} right, percent"] = [
-            line(frames, "all, 95 % interval", ".-", with_band=True),
-            line(by_frame["seen"][trait], "seen combinations", "--"),
-            line(by_frame["unseen"][trait], "unseen combinations", "--"),
-            Line((1, len(frames)), (100 * most, 100 * most), "judges on real clips", style=":"),
-        ]
-    mark = (trained, f"training's length, {trained}") if len(frames) > trained else None
-    title = f"right by frame, each judged by itself; {frames[0].total} prompts"
-    return encode_plot(panels, title, "frame", shown, mark=mark)
+def _refuse(beside: str, *flags: flags.FlagHolder[Any]) -> None:
+    """Raises a `NovaError` if one of the flags is given."""
+    if given := _present(*flags):
+        raise NovaError(f"--{given} has no place beside {beside}; leave it away")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 import itertools
 import os
 import re
+import struct
 import subprocess
 import tempfile
 import warnings
@@ -34,6 +35,8 @@ GIF_CLOCK = 100
 LARGEST = 4320
 # White by the modes of Pillow that have no 8 bits. PGM files of 16 bits have the mode of 32.
 _WHITE = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I": 65535, "F": 1}
+# The last chunk of PNG files: no bytes, its type, its checksum.
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 VIDEOS = (".mp4", ".webm", ".mov", ".mkv", ".gif", ".avi", ".m4v")
 LARGEST_VIDEO = 4 * 2**30  # bytes of all frames
 
@@ -64,8 +67,13 @@ def encode_gif(frames: Clip, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def encode_mp4(frames: Clip, fps: float) -> bytes:
+def encode_mp4(frames: Clip, fps: float, *, threads: int = 0) -> bytes:
     """The bytes of an H.264 MP4 file that every player reads.
+
+    Args:
+        frames: of the clip.
+        fps: frames per second.
+        threads: of the encoder, on which its bytes depend; 0 for as many as the machine has use of.
 
     Raises:
         OSError: if ffmpeg fails.
@@ -74,7 +82,8 @@ def encode_mp4(frames: Clip, fps: float) -> bytes:
     # Not imageio's own writer: it runs Python between fork and exec, next to JAX's threads.
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "clip.mp4"
-        command = [*raw_to_h264(even.shape[1:3], fps), "-movflags", "+faststart", str(file)]
+        coder = [*raw_to_h264(even.shape[1:3], fps), *(["-threads", f"{threads}"] * bool(threads))]
+        command = [*coder, "-movflags", "+faststart", str(file)]
         done = subprocess.run(command, input=even.tobytes(), stderr=subprocess.PIPE, check=False)
         if done.returncode:
             raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")
@@ -269,3 +278,33 @@ def contact_sheet(
             caption = caption.rstrip("…")[:-1] + "…"
         draw.text((left, top + height + 2), caption, fill="black", font=font)
     return np.asarray(sheet)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a PNG or MP4 file is there to its last byte; of a PNG every byte is checked."""
+    try:
+        if path.suffix == ".mp4":
+            return _is_whole_mp4(path)
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+        with open(path, "rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return False
+
+
+def _is_whole_mp4(path: Path) -> bool:
+    """Whether boxes follow each other to the end of the file, with the index and frames in them."""
+    kinds, position, size = set(), 0, path.stat().st_size
+    with open(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            length, kind = struct.unpack(">I4s", file.read(8))
+            if length == 1:
+                (length,) = struct.unpack(">Q", file.read(8))
+            if length < 8:
+                return False
+            kinds.add(kind)
+            position += length
+    return position == size and {b"ftyp", b"moov", b"mdat"} <= kinds

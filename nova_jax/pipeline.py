@@ -195,12 +195,12 @@ class NovaPipeline:
             The samples in the order of the prompts, those of one prompt next to each other, a batch
             at a time: only one is in memory, unless the caller keeps them.
         """
-        self._check_memory(request, returned=False)
+        self.check_memory(request)
         return self._run(request)
 
     def _generate(self, request: Request) -> Output:
         """Generates videos, or pictures where there is one frame: all that `stream` gives."""
-        self._check_memory(request, returned=True)
+        self.check_memory(request, returned=True)
         return Output.joined(list(self._run(request)))
 
     def _start(self, request: Request) -> Session:
@@ -215,7 +215,7 @@ class NovaPipeline:
             The session; nothing is drawn yet.
         """
         whole = dataclasses.replace(request, batch_size=request.count)
-        self._check_memory(whole, returned=False)
+        self.check_memory(whole)
         return Session.of_request(self, whole)
 
     stream = call.asking(request, _stream)
@@ -269,8 +269,10 @@ class NovaPipeline:
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)
 
-    def _check_memory(self, request: Request, *, returned: bool) -> None:
-        """Raises, before anything is compiled, if memory is short; `returned`: all samples are."""
+    def check_memory(
+        self, request: Request, *, returned: bool = False, overlapped: bool = False
+    ) -> None:
+        """Raises, before anything is compiled, if memory is short, see `nova_jax.budget`."""
         batches, ways = self.placement.batches(request)
         networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
         asked = (request, self.config, self.schedule, self.codec)
@@ -282,6 +284,7 @@ class NovaPipeline:
             frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
             devices=self.placement.devices(ways),
             returned=returned,
+            overlapped=overlapped,
         )
 
     def sampling_with(

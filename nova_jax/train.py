@@ -1,9 +1,9 @@
 """Trains a model: ``python -m nova_jax.train --config=FILE --workdir=DIR [--config.key=value]``.
 
 The same command goes on with a run that was stopped. ``--preview`` trains nothing and writes
-pictures of what training would see. On many hosts every one runs the same command, with
-``--coordinator``, ``--num_processes`` and ``--process_id`` where they cannot find each other (see
-docs/clusters.md).
+pictures of what training would see; ``--status --workdir=DIR`` says where a run stands. On many
+hosts every one runs the same command, with ``--coordinator``, ``--num_processes`` and
+``--process_id`` where they cannot find each other (see docs/clusters.md).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from nova_jax.errors import NovaError
 from nova_jax.files import output_folder
 from nova_jax.training.config import TrainConfig
 from nova_jax.training.loop import build_parts, train
+from nova_jax.training.status import read_status
 
 CONFIG = cli.define_config("Recipe, such as digits_t2v; --config.key=value changes it.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; a stopped run goes on there.")
 PREVIEW = flags.DEFINE_bool("preview", False, "Only write preview.png and .mp4 to --workdir.")
+STATUS = flags.DEFINE_bool("status", False, "Only print where the run in --workdir stands.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -42,10 +44,13 @@ LOST_AFTER = cli.define(
 
 def main() -> None:
     """Runs the command."""
-    if CONFIG.value is None:
-        raise NovaError("--config is missing; give a recipe, such as digits_t2v")
     if not WORKDIR.value:
         raise NovaError("--workdir is missing; name a directory for the results")
+    if STATUS.value:
+        print(read_status(epath.Path(WORKDIR.value)).text())
+        return
+    if CONFIG.value is None:
+        raise NovaError("--config is missing; give a recipe, such as digits_t2v")
     logging.set_verbosity(logging.FATAL)  # Orbax explains itself at length, and raises its errors
     config, workdir = TrainConfig.from_dict(CONFIG.value.to_dict()), epath.Path(WORKDIR.value)
     if PREVIEW.value:

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -229,9 +230,6 @@ def _run(
 ) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
-    from nova_jax import cli
-
-    main = importlib.import_module(f"nova_jax.{command}").main
     jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -239,14 +237,18 @@ def _run(
     sys.argv = [command, *arguments]
     if kill is not None:
         die_at(kill)
+
+    def run() -> None:
+        runpy.run_module(f"nova_jax.{command}", run_name="__main__", alter_sys=True)
+
     if disk is None:
-        cli.run(main)
+        run()
         return
     with small_disk(disk) as place:
         workdir = sys.argv[2].removeprefix("--workdir=")
         sys.argv[2] = f"--workdir={place}/run"
         try:
-            cli.run(main)
+            run()
         finally:
             shutil.copytree(place / "run", workdir)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_suites
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ CASES = {
     "a key before its recipe": ("train", "--config.steps=3", "'config.steps'; give --config first"),
     "two recipes": ("train", "{config} {config}", "--config is given 2 times"),
     "unknown recipe": ("train", "--config=digit_t2v --workdir={new}",
-                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2v, own_videos, "),
+                       "'digit_t2v'; did you mean digits_t2v? There are digits_t2i, digits_t2v, "),
     "unknown variant": ("plan", "--config=t2i:nope", "recipe t2i:nope cannot be read"),
     "recipe of another kind": ("train", "--config={blank}", "KeyError: 'get_config'"),
     "flag without a value": ("train", "--config --workdir={new}", "--config has no value; write"),
@@ -172,6 +173,42 @@ CASES = {
     "drift of nothing": ("evaluate", "--drift", "--drift has no videos to measure; name files"),
     "drift of a model": ("evaluate", "--drift --checkpoint={model}",
                          "--checkpoint has no place beside --drift"),
+    "drift of a suite": ("evaluate", "--drift --suite=geneval some.mp4",
+                         "--suite has no place beside --drift"),
+    "suite without prompts": ("evaluate", "--suite=geneval --out={new}",
+                              "--prompts is missing; give a clone of github.com/djghosh13/geneval"),
+    "suite in a folder without prompts": ("evaluate", "--suite=dpg --prompts={videos} --out={new}",
+                                          "has no dpg_bench/prompts/*.txt; --prompts is a clone"),
+    "prompts of another version": (
+        "evaluate", "--suite=geneval --prompts={clones} --out={new}",
+        "is of another version: 3 prompts with SHA-256"),
+    "prompts of no suite": ("evaluate", "--prompts={clones} --out={new}",
+                            "--prompts is for suites; name one with --suite"),
+    "preset of no suite": ("evaluate", "--preset=paper --out={new}", "--preset is for suites"),
+    "unknown suite": ("evaluate", "--suite=imagenet --out={new}", "should be one of <geneval|"),
+    "unknown preset": ("evaluate", "--suite=dpg --preset=best", "should be one of <paper|release>"),
+    "unknown part of a suite": (
+        "evaluate", "--suite=vbench --prompts={clones} --parts=beauty --out={new}",
+        "--parts: VBench has no 'beauty', but subject_consistency, "),
+    "share of a suite": (
+        "evaluate", "--suite=dpg --prompts={clones} --other_prompts --shard=3/3 --out={new}",
+        "--shard=3/3 is not i/n with i from 0 to n - 1"),
+    "frames of pictures": ("evaluate", "--suite=dpg --prompts={clones} --frames=3 --out={new}",
+                           "--frames has no place with DPG-Bench, which is of pictures"),
+    "digits of a suite": ("evaluate", "--suite=dpg --num_prompts=3 --out={new}",
+                          "--num_prompts has no place beside --suite"),
+    "suite of a model that is none": (
+        "evaluate", "--suite=dpg --prompts={clones} --other_prompts --checkpoint={blank} "
+        "--out={new}", "blank.txt"),
+    "frames of a suite that the model cannot make": (
+        "evaluate", "--suite=vbench --prompts={clones} --other_prompts --checkpoint={released} "
+        "--out={new}", "VBench is of videos, and"),
+    "report of nothing": ("evaluate", "--report={folder}/nothing --out={new}",
+                          "nothing does not exist; check the path of the results"),
+    "report of what is no result": ("evaluate", "--report={picture} --out={new}",
+                                    "is or has no result of a scorer of geneval, "),
+    "report of a model": ("evaluate", "--report={blank} --checkpoint={model} --out={new}",
+                          "--checkpoint has no place beside --report"),
     "videos without drift": ("evaluate", "some.mp4", "unexpected argument 'some.mp4'"),
     "no input to prepare": ("prepare", "--out={new}", "--input is missing"),
     "nowhere to prepare": ("prepare", "--input={blank}", "--out is missing"),
@@ -333,6 +370,7 @@ def files(untrained, tmp_path_factory) -> dict[str, str]:
         "truncated": str(folder / "truncated"),
         "folder": str(folder),
         "videos": str(folder / "videos"),
+        "clones": str(small_suites.write_clones(folder / "clones")),
         "above": str(ROOT / "nova_jax" / "assets"),
         "incomplete": str(ROOT / "tests" / "golden" / "t2i_ddpm"),
         "released": str(ROOT / "tests" / "golden" / "pipeline_t2v"),

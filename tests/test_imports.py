@@ -15,6 +15,7 @@ PACKAGE = Path(nova_jax.__file__).parent
 # From the lowest layer to the highest: a part knows of lower layers, and of its own; within a layer
 # two parts do not know of each other both ways.
 LAYERS = (
+    ("versions", "__main__"),
     ("__init__", "config", "errors", "files", "media", "plots"),
     ("kernels",),
     ("models",),
@@ -37,7 +38,7 @@ LAYERS = (
         "watch",
     ),
     ("training", "prepare", "export", "digits", "drift"),
-    ("plan", "parity"),
+    ("plan", "parity", "suites"),
     ("recipes",),
     ("cli",),
     (

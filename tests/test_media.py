@@ -218,3 +218,22 @@ def test_file_names_have_room_on_disk(letter, clip, tmp_path):
     assert set(name) == {letter.lower()} and len(name.encode()) <= 200 and len(name) <= 80
     path = media.save_clip(tmp_path / f"{name}_seed4294967295_2147483647", clip, 6)
     assert path.read_bytes()
+
+
+def test_a_file_is_whole_to_its_last_byte(tmp_path):
+    clip = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
+    for name, data in (
+        ("a.png", media.encode_png(clip[0])),
+        ("a.mp4", media.encode_mp4(clip, 8, threads=1)),
+    ):
+        file = tmp_path / name
+        assert not media.is_whole(file)
+        file.write_bytes(data)
+        assert media.is_whole(file)
+        for wrong in (data[:-1], data[: len(data) // 2], b"", data + b"more", b"\0" * len(data)):
+            file.write_bytes(wrong)
+            assert not media.is_whole(file), len(wrong)
+    damaged = bytearray(media.encode_png(clip[0]))
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "b.png").write_bytes(damaged)
+    assert not media.is_whole(tmp_path / "b.png")

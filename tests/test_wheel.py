@@ -60,6 +60,8 @@ def test_an_installed_package_finds_its_recipes(site, tmp_path):
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         return run(sys.executable, "-m", *arguments, cwd=tmp_path, PYTHONPATH=str(site))
 
+    commands = run(str(site / "bin" / "nova"), cwd=tmp_path, PYTHONPATH=str(site))
+    assert "nova COMMAND [--flag=value]" in commands.stdout
     unknown = command("nova_jax.train", "--config=nope", f"--workdir={tmp_path / 'x'}")
     assert unknown.returncode == 2
     listed = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))

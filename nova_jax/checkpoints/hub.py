@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
 from nova_jax.config import shown
@@ -86,6 +84,10 @@ def _released(name: str, part: str | None) -> str:
 
 
 def _download(name: str, files: Sequence[str]) -> str:
+    # Slow to import, and most names are directories.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     repository, _, revision = name.partition("@")
     try:
         return snapshot_download(repository, revision=revision or None, allow_patterns=list(files))

@@ -171,7 +171,7 @@ class RunCheckpoints:
 
     def _check_losses(self) -> None:
         """Sets checkpoints aside whose validation loss Orbax would fail to read at its start."""
-        for checkpoint in _steps(self.directory):
+        for checkpoint in _complete(self.directory):
             try:
                 _validation_loss(checkpoint)
             except NovaError as error:
@@ -182,7 +182,7 @@ class RunCheckpoints:
 
         `refused` says what is wrong with numbers of some that were read.
         """
-        checkpoints = _steps(self.directory)
+        checkpoints = _complete(self.directory)
         for checkpoint in reversed(checkpoints):
             try:
                 if reason := refused.get(int(checkpoint.name)):
@@ -240,7 +240,7 @@ class RunCheckpoints:
 
 def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
     """Whether a run has left something in its work directory to go on from."""
-    return bool(_steps(Path(workdir) / CHECKPOINTS))
+    return bool(complete_checkpoints(Path(workdir)))
 
 
 def claim_workdir(
@@ -288,8 +288,13 @@ def claim_workdir(
         write_config(workdir, config)
 
 
-def _steps(directory: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; unfinished ones have another name, or a mark in gs://."""
+def complete_checkpoints(workdir: Path) -> list[Path]:
+    """Directories of a run's checkpoints, by step, oldest first, without unfinished ones."""
+    return _complete(workdir / CHECKPOINTS)
+
+
+def _complete(directory: Path) -> list[Path]:
+    # Unfinished ones have another name, or a mark in gs://.
     found = directory.iterdir() if directory.is_dir() else ()
     complete = (p for p in found if p.name.isdigit() and not ocp.path.step.is_tmp_checkpoint(p))
     return sorted(complete, key=lambda path: int(path.name))
@@ -310,7 +315,7 @@ def choose_checkpoint(workdir: Path, step: Step) -> Path:
     Raises:
         NovaError: there is no such checkpoint.
     """
-    steps = _steps(workdir / CHECKPOINTS)
+    steps = complete_checkpoints(workdir)
     if not steps:
         raise NovaError(f"{workdir} has no checkpoint yet; let the training run write one")
     if step == "latest":

@@ -146,7 +146,7 @@ def numbered_caption(
     color_word = pick(COLOR_WORDS[color])
     words = {
         "color": color_word,
-        "a": _with_article(color_word),
+        "a": with_article(color_word),
         "digit": pick((DIGITS[digit], str(digit))),
     }
     if path is None:
@@ -181,13 +181,14 @@ def prompt(digit: int, color: str, path: str | None = None, speed: str = "slow")
         if value not in values:
             choices = ", ".join(str(choice) for choice in values if choice is not None)
             raise NovaError(f"unknown {name} {value!r}; choose one of {choices}")
-    subject = f"{_with_article(color)} {DIGITS[digit]}"
+    subject = f"{with_article(color)} {DIGITS[digit]}"
     if path is None:
         return subject
     return f"{subject} moves {SPEED_WORDS[speed][0]} {PATH_PHRASES[path][1]}"
 
 
-def _with_article(word: str) -> str:
+def with_article(word: str) -> str:
+    """A word of `COLOR_WORDS` after "a" or "an"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 

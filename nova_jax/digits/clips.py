@@ -215,7 +215,7 @@ class DigitsSource:
         ]
         cell, corner, brightness = self._trajectories(paths, speeds, jitters)
         tint = np.array([COLORS[color] for color in colors], np.float32) * brightness[:, None]
-        frames = _render(shapes, cell, corner, tint, config.size)
+        frames = render(shapes, cell, corner, tint, config.size)
 
         flow = self._flow[indices]
         new = np.isnan(flow)
@@ -289,7 +289,7 @@ class DigitsSource:
         return bounced(start[:, None] + time * stride[:, None], room[:, None])
 
 
-def _render(
+def render(
     shapes: np.ndarray,
     cell: np.ndarray,
     corner: np.ndarray,

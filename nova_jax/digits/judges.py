@@ -186,7 +186,11 @@ class Judges:
 
     def digit(self, clip: Clip) -> int:
         """The digit for which the classifier's scores, averaged over the frames, are highest."""
-        return int(self._classifier.decision_function(self._crops(clip)).mean(0).argmax())
+        return int(self.features(clip).mean(0).argmax())
+
+    def features(self, clip: Clip) -> Float[np.ndarray, "f 10"]:
+        """The classifier's scores of each frame's digit."""
+        return self._classifier.decision_function(self._crops(clip))
 
     def accuracy_on_raw_digits(self) -> float:
         """How often the classifier is right on the held-out images, merely enlarged: 0 to 1."""

@@ -75,6 +75,22 @@ def hold(path: str | os.PathLike[str]) -> Iterator[None]:
                         os.rmdir(path.parent)
 
 
+@contextmanager
+def claim_share(out: os.PathLike[str], shard: tuple[int, int]) -> Iterator[None]:
+    """Keeps other processes from shard (i, n) of the work in `out`; others of the n are free.
+
+    Raises:
+        NovaError: another process is at some of it; nothing is changed then.
+    """
+    index, count = shard
+    with hold(Path(out) / f"lock-{index}-of-{count}"):
+        for other in Path(out).glob("lock-*"):
+            if not other.name.endswith(f"-of-{count}"):  # it overlaps with this shard
+                with hold(other):
+                    pass
+        yield
+
+
 def _kernel_lock(path: Path) -> IO[str] | None:
     """The file, locked until it is closed; None where files cannot be locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +154,14 @@ def _read(path: Path) -> str:
     with suppress(FileNotFoundError):
         return path.read_text()
     return ""
+
+
+def holder(path: Path) -> str:
+    """Who holds a lock file, since when, and the last sign of life; empty if nobody does.
+
+    A process that was killed leaves them behind: then the last sign is an old one.
+    """
+    return ", ".join(_read(path).splitlines())
 
 
 def _owner(path: Path) -> str:

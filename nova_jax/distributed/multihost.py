@@ -52,6 +52,18 @@ def launched_as(environment: Mapping[str, str]) -> tuple[int, int]:
     return 0, 1
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n": the i-th of n processes that share work.
+
+    Raises:
+        NovaError: it is none.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise NovaError(f"--shard={text} is not i/n with i from 0 to n - 1")
+    return int(index), int(count)
+
+
 def join(
     coordinator: str | None = None,
     num_processes: int | None = None,

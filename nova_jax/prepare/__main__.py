@@ -20,7 +20,8 @@ from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.config import from_dict
 from nova_jax.data.fingerprints import probe_codec, same_probe
 from nova_jax.data.records import read_metadata
-from nova_jax.distributed.multihost import launched_as, stop_requests
+from nova_jax.distributed.lock import claim_share
+from nova_jax.distributed.multihost import launched_as, parse_shard, stop_requests
 from nova_jax.errors import NovaError
 from nova_jax.files import output_folder
 from nova_jax.prepare.clips import read_clips
@@ -28,8 +29,8 @@ from nova_jax.prepare.encoders import load_encoders
 from nova_jax.prepare.foreign import CODEWITHGPU, TFDS, Read, open_codewithgpu, open_tfds
 from nova_jax.prepare.inspection import write_page
 from nova_jax.prepare.manifest import Item, Skip, read_manifest
-from nova_jax.prepare.parts import REPORT, claim_share
-from nova_jax.prepare.preparation import PrepareConfig, parse_shard, prepare
+from nova_jax.prepare.parts import REPORT
+from nova_jax.prepare.preparation import PrepareConfig, prepare
 
 INPUT = flags.DEFINE_string(
     "input",

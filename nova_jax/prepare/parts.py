@@ -17,8 +17,7 @@ import dataclasses
 import fcntl
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +33,11 @@ from nova_jax.data.records import (
     write_json,
     write_metadata,
 )
-from nova_jax.distributed.lock import hold
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import ClipConfig
 from nova_jax.prepare.manifest import Skip
 
 _PARTS, _SETTINGS, _NUMBERS, REPORT = "parts", "settings.json", "numbers.json", "report.json"
-
-
-@contextmanager
-def claim_share(out: Path, shard: tuple[int, int]) -> Iterator[None]:
-    """Keeps other processes from the rows of shard (i, n) in `out`.
-
-    Raises:
-      NovaError: another process is at some of them; nothing is changed then.
-    """
-    index, count = shard
-    with hold(out / f"lock-{index}-of-{count}"):
-        for other in out.glob("lock-*"):
-            if not other.name.endswith(f"-of-{count}"):  # it overlaps with this shard
-                with hold(other):
-                    pass
-        yield
 
 
 class Parts:

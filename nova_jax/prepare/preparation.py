@@ -111,18 +111,6 @@ class Report:
             yield from (f"  {name:16} {count}" for name, count in counts.items())
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (i, n) of "i/n".
-
-    Raises:
-        NovaError: it is none.
-    """
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise NovaError(f"--shard={text} is not i/n with i from 0 to n - 1")
-    return int(index), int(count)
-
-
 def prepare(
     items: Sequence[Item],
     skips: Sequence[Skip],

@@ -51,9 +51,9 @@ class Replay:
         return [self.texts[prompt] for prompt in prompts]
 
     @classmethod
-    def of(cls, rewriter: Rewriter, prompts: Sequence[str]) -> Replay:
+    def of(cls, rewriter: Rewriter, prompts: Sequence[str], source: str) -> Replay:
         """What a rewriter says now, for later."""
-        return cls(dict(zip(prompts, rewriter(prompts), strict=True)))
+        return cls(dict(zip(prompts, rewriter(prompts), strict=True)), source)
 
     @classmethod
     def read(cls, name: str) -> Replay:

@@ -10,12 +10,13 @@ from nova_jax.data.raw import RawConfig, RawSource
 from nova_jax.data.synthetic import SyntheticConfig, SyntheticDataset
 from nova_jax.data.transforms import Encode
 from nova_jax.digits.clips import DigitsConfig, DigitsSource
+from nova_jax.digits.scenes import ScenesConfig, ScenesSource
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.text.interface import TextEncoder
 
 #: Told apart by their field `type`; without one, a config means the first.
-DatasetConfig = DigitsConfig | SyntheticConfig | LatentsConfig | RawConfig
+DatasetConfig = DigitsConfig | ScenesConfig | SyntheticConfig | LatentsConfig | RawConfig
 
 
 def build_dataset(
@@ -55,6 +56,11 @@ def build_dataset(
             source = DigitsSource(config)
             held_out = lambda count: DigitsSource(  # noqa: E731
                 dataclasses.replace(config, split="held_out", num_clips=count)
+            )
+        case ScenesConfig():
+            source = ScenesSource(config)
+            held_out = lambda count: ScenesSource(  # noqa: E731
+                dataclasses.replace(config, split="held_out", num_scenes=count)
             )
         case RawConfig():
             source = RawSource(config)

@@ -18,6 +18,7 @@ from etils.epath import Path
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
+from nova_jax import drift
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.checkpoints.adapters import save_adapters
@@ -356,7 +357,10 @@ def generate_samples(
 def save_samples(
     writer: MetricWriter, workdir: Path, step: int, videos: np.ndarray, config: TrainConfig
 ) -> None:
-    """Leaves a sheet of all frames with the prompts, and all videos side by side as a GIF."""
+    """Leaves a sheet of all frames with the prompts, and all videos side by side as a GIF.
+
+    How far their last frames are from their first goes to the metrics, see `nova_jax.drift`.
+    """
     fps = config.dataset.fps
     for index, frames in enumerate(videos):
         writer.video(step, f"samples/{index}", frames, fps)
@@ -368,6 +372,9 @@ def save_samples(
     sheet = contact_sheet(list(large), config.samples.prompts)
     write_whole(path.with_suffix(".png"), encode_png(sheet))
     if videos.shape[1] > 1:
+        clips = [drift.measure(clip) for clip in videos]
+        last = {name: float(np.mean([clip[name][-1] for clip in clips])) for name in clips[0]}
+        writer.scalars(step, "drift", {name.replace(" ", "_"): x for name, x in last.items()})
         film = encode_gif(np.concatenate(list(large), axis=2), fps)
         write_whole(path.with_suffix(".gif"), film)
 

@@ -25,6 +25,9 @@ from nova_jax.files import write_whole
 from nova_jax.media import encode_gif, encode_png
 from nova_jax.training.step import Batch, Metrics, not_finite
 
+#: Of a work directory: a line for each set of scalars.
+METRICS = "metrics.jsonl"
+
 
 class MetricWriter:
     """Writes scalars, pictures and videos of a run.
@@ -63,8 +66,8 @@ class MetricWriter:
         self._open(first_step)
 
     def _open(self, first_step: int) -> None:
-        file = self._workdir / "metrics.jsonl"
-        kept = [line for line in _lines(file) if json.loads(line)["step"] <= first_step]
+        file = self._workdir / METRICS
+        kept = [line for line in whole_lines(file) if json.loads(line)["step"] <= first_step]
         if "://" in str(file):
             self._lines = _Rewritten(file, kept)
         else:
@@ -206,7 +209,7 @@ class _Rewritten(io.StringIO):
         super().close()
 
 
-def _lines(file: Path) -> list[str]:
+def whole_lines(file: Path) -> list[str]:
     """Whole lines; a run that was killed may have left half a line."""
     with contextlib.suppress(FileNotFoundError):
         return [line for line in file.read_text().splitlines(True) if line.endswith("}\n")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import grain
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file
 
 from nova_jax.autoencoders import registry as codecs
 from nova_jax.autoencoders.pixels import PixelCodec
-from nova_jax.checkpoints import hub, rules
+from nova_jax.checkpoints import rules
 from nova_jax.checkpoints.open import Defaults, open_checkpoint
 from nova_jax.checkpoints.run import RunCheckpoints, claim_workdir
 from nova_jax.errors import NovaError
@@ -34,7 +35,9 @@ RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
 @pytest.fixture
 def offline(monkeypatch):
     """Looking at the hub is a failure."""
-    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub is asked"))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("the hub is asked")
+    )
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def asked(monkeypatch) -> list[tuple[str, list[str]]]:
         questions.append((name, [p for p in allow_patterns if p.endswith(("tensors", "bin"))]))
         return str(RELEASED)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     return questions
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import small
+import small_suites
 from PIL import Image
 
 import nova_jax
@@ -78,6 +79,7 @@ def make_inputs(directory: Path) -> Path:
     shutil.copytree(SHIPPED, directory / "shipped")
     classes = dict(text_dim=None, text_length=None, num_classes=4)
     small.save_untrained(directory / "classes", **classes)
+    small_suites.write_clones(directory / "clones")
     (directory / "prompts.txt").write_text("a red seven\n\n𝕏🎬\n")
     rng = np.random.default_rng(0)
     for name, shape in (("small.png", (30, 50, 3)), ("gray.png", (1, 1)), ("alpha.png", (9, 7, 4))):

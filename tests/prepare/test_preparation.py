@@ -15,12 +15,14 @@ from nova_jax.autoencoders.pixels import to_float
 from nova_jax.checkpoints.diffusers import load_autoencoder, load_text_encoder
 from nova_jax.data.records import Records
 from nova_jax.distributed import lock
+from nova_jax.distributed.lock import claim_share
+from nova_jax.distributed.multihost import parse_shard
 from nova_jax.errors import NovaError
 from nova_jax.prepare.clips import ClipConfig, read_clips
 from nova_jax.prepare.encoders import Encoders
 from nova_jax.prepare.manifest import read_manifest
-from nova_jax.prepare.parts import Part, claim_share
-from nova_jax.prepare.preparation import PrepareConfig, Report, parse_shard, prepare
+from nova_jax.prepare.parts import Part
+from nova_jax.prepare.preparation import PrepareConfig, Report, prepare
 
 RELEASED = Path(__file__).parent.parent / "golden" / "pipeline_t2v"
 CONFIG = PrepareConfig(

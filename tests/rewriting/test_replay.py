@@ -36,7 +36,7 @@ def test_every_shape_gives_the_same(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    said = Replay.of(Replay(TEXTS), ["二 dogs"])
+    said = Replay.of(Replay(TEXTS), ["二 dogs"], "here")
     (tmp_path / "said.jsonl").write_bytes(said.lines())
     assert Replay.read(str(tmp_path / "said.jsonl")).texts == {"二 dogs": "Two dogs run."}
 

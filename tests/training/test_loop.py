@@ -4,6 +4,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 from prepared import make_records
 from processes import arrays
@@ -13,6 +14,7 @@ from nova_jax.errors import NovaError
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
+from nova_jax.training.status import read_status
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert {"loss", "frame/0", "frame/1"} < result.validation.keys()
     assert result.validation == {
         name.removeprefix("validation/"): value
-        for name, value in records(unbroken)[-1].items()
+        for name, value in records(unbroken)[-2].items()  # before the samples' drift
         if name != "step"
     }
     steps = [r for r in records(unbroken) if any(name.startswith("train_") for name in r)]
@@ -46,11 +48,21 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
         "train_image",
     }
     assert all(np.isfinite(list(r.values())).all() for r in steps)
+    drifted = next(r for r in records(unbroken) if "drift/sharpness" in r)
+    assert drifted["step"] == 6 and "drift/like_the_first" in drifted
     assert list((unbroken / "tensorboard").iterdir())
     with Image.open(unbroken / "samples" / "step_0000006.gif") as gif:
         assert gif.n_frames == 2
     assert (unbroken / "samples" / "step_0000006.png").exists()
     assert json.loads((unbroken / "config.json").read_text())["optimizer"]["b2"] == 0.95
+
+
+def test_a_finished_run_says_so(unbroken):
+    status = read_status(epath.Path(unbroken))
+    assert status.step == status.steps == 6
+    assert status.losses.keys() == {"train_image", "train_video"}
+    assert not status.running and not status.skipped
+    assert "\nfinished\n" in status.text()
 
 
 @pytest.mark.slow

@@ -123,7 +123,9 @@ def choose_tiling(
     )
 
 
-def sample(work: Work, *, vmem: int | None = None, interpret: bool = False) -> State:
+def sample(
+    work: Work, *, vmem: int | None = None, interpret: bool | pltpu.InterpretParams = False
+) -> State:
     """The same as `nova_jax.kernels.diffusion_sampler.reference.sample`, fused.
 
     Args:

@@ -1,0 +1,207 @@
+"""Pictures of one to four handwritten digits: the six tasks of GenEval, with nothing to download.
+
+A scene (`nova_jax.digits.scene_captions.Scene`) is drawn on a black ground, its digits of real
+handwriting (scikit-learn's 8 x 8 images) in one of eight colors each, apart from each other. Its
+caption tells one thing of it: a digit, two, how many, in what color, where, or which is of which
+color (GenEval, arXiv 2310.11513). A picture is a function of (seed, index) only.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from nova_jax.config import Checked, Count, Fraction, Range, Seed
+from nova_jax.digits.captions import COLORS
+from nova_jax.digits.clips import COMBINATIONS, GLYPH, SPLITS, glyphs, render
+from nova_jax.digits.scene_captions import (
+    COUNTS,
+    RELATIONS,
+    TASKS,
+    Scene,
+    caption,
+    has_seen_colors,
+    is_seen,
+)
+from nova_jax.errors import NovaError
+
+#: Things of a scene stand at least so many pixels apart, soft edges included.
+GAP = 2.0
+#: Of a relation: how much further apart things are along it than across it, at least.
+_STRAIGHT = 1.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesConfig(Checked):
+    """What the pictures look like and which ones there are.
+
+    Attributes:
+        type: "scenes".
+        size: height and width of a picture in pixels.
+        digit_size: side in pixels of the box that holds a digit, at least 8; four of them fit.
+        split: "train" or "held_out" handwriting. The two share no image.
+        combinations: "seen" (what training may use), "unseen" or "all", see
+            `nova_jax.digits.scene_captions.is_seen`.
+        num_scenes: how many different pictures.
+        seed: another seed, other pictures.
+        place_jitter: 0 puts things into the cells of a grid, 1 anywhere.
+        size_jitter, brightness_jitter: largest relative change of size and loss of brightness.
+    """
+
+    type: Literal["scenes"] = "scenes"
+    size: tuple[Count, Count] = (48, 48)
+    digit_size: Annotated[float, Range(GLYPH)] = 12.0
+    split: str = "train"
+    combinations: str = "seen"
+    num_scenes: Count = 200_000
+    seed: Seed = 0
+    place_jitter: Fraction = 1.0
+    size_jitter: Annotated[float, Range(0, below=1)] = 0.08
+    brightness_jitter: Annotated[float, Range(0, below=1)] = 0.15
+    #: Pictures.
+    frames: ClassVar[int] = 1
+    fps: ClassVar[float] = 1.0
+    #: Of text features in batches, see `nova_jax.data.batch`.
+    text_dtype: ClassVar[DTypeLike] = np.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("split", SPLITS), ("combinations", COMBINATIONS)):
+            if (value := getattr(self, name)) not in choices:
+                raise NovaError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        if self.split == "train" and self.combinations != "seen":
+            raise NovaError(
+                f"combinations={self.combinations!r} with the train split would show training what "
+                'evaluation keeps back; use split="held_out" or combinations="seen"'
+            )
+        if 3 * self.side + 2 * GAP > min(self.size):
+            raise NovaError(
+                f"three digits of {self.digit_size:g} pixels (up to {self.side:.1f} with their "
+                f"soft edges) do not fit side by side into {self.size[0]}x{self.size[1]}; make "
+                "digit_size smaller or size larger"
+            )
+
+    @property
+    def side(self) -> float:
+        """Of the largest thing, its soft edge included, in pixels."""
+        return self.digit_size * (1 + self.size_jitter) * (GLYPH + 1) / GLYPH
+
+
+def draw_scene(rng: np.random.Generator, task: str) -> Scene:
+    """A scene of a task, all of its combinations equally likely."""
+    if task == "counting":
+        count = int(rng.choice(list(COUNTS)))
+        digits = [int(rng.integers(10))] * count
+    else:
+        count = 1 if task in ("single_object", "colors") else 2
+        digits = rng.choice(10, count, replace=False).tolist()
+    # Colors that are told are told apart by them, as GenEval's are.
+    colors = rng.choice(list(COLORS), count, replace=task != "color_attr").tolist()
+    relation = str(rng.choice(list(RELATIONS))) if task == "position" else None
+    return Scene(task, tuple(digits), tuple(colors), relation)
+
+
+class ScenesSource:
+    """A random-access source of pictures (`nova_jax.data.pipeline.ClipSource`)."""
+
+    def __init__(self, config: ScenesConfig) -> None:
+        self.config = config
+        self._glyphs, labels = glyphs(config.split)
+        self._of_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
+
+    def __len__(self) -> int:
+        return self.config.num_scenes
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One picture: the row of `batch`.
+
+        Raises:
+            IndexError: the index is not in 0..len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {name: column[0] for name, column in self.batch([index]).items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def images(self) -> Self:
+        """Itself: all are pictures."""
+        return self
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Draws pictures.
+
+        Returns:
+            frames: uint8 [B, 1, H, W, 3], RGB.
+            flow, fps: float32 [B]: pictures move nowhere.
+            caption, short_caption: lists of B strings, two wordings; scene: list of B `Scene`.
+        """
+        pictures, scenes, captions = [], [], []
+        for index in indices:
+            rng = np.random.Generator(np.random.Philox([self.config.seed, int(index)]))
+            scene, wordings = self._draw(rng, TASKS[index % len(TASKS)])
+            pictures.append(self._paint(rng, scene))
+            scenes.append(scene)
+            captions.append([caption(scene, wording) for wording in wordings])
+        full, other = map(list, zip(*captions, strict=True))
+        return {
+            "frames": np.stack(pictures)[:, None],
+            "caption": full,
+            "short_caption": other,
+            "flow": np.zeros(len(pictures), np.float32),
+            "fps": np.full(len(pictures), self.config.fps, np.float32),
+            "scene": scenes,
+        }
+
+    def _draw(self, rng: np.random.Generator, task: str) -> tuple[Scene, list[int]]:
+        """A scene of the combinations that are asked for, and two wordings."""
+        which = self.config.combinations
+        while True:
+            scene, wordings = draw_scene(rng, task), rng.integers(2**62, size=2).tolist()
+            seen = {is_seen(scene, wording) for wording in wordings}
+            # Training is shown none of the colors that are kept back, told or not.
+            shown = which != "seen" or has_seen_colors(scene)
+            if shown and (which == "all" or seen == {which == "seen"}):
+                return scene, wordings
+
+    def _paint(self, rng: np.random.Generator, scene: Scene) -> np.ndarray:
+        """The picture of a scene, uint8 [H, W, 3]."""
+        config, count = self.config, len(scene.digits)
+        images = [rng.choice(self._of_digit[digit]) for digit in scene.digits]
+        size, light = rng.uniform(-1, 1, count), rng.uniform(0, 1, count)
+        cell = config.digit_size / GLYPH * (1 + config.size_jitter * size)
+        corner = self._place(rng, (GLYPH + 1) * cell, scene.relation) + cell[:, None] / 2
+        tint = np.array([COLORS[color] for color in scene.colors], np.float32)
+        tint *= (1 - config.brightness_jitter * light)[:, None]
+        things = render(self._glyphs[images], cell, corner[:, None], tint, config.size)
+        return things[:, 0].max(0)
+
+    def _place(
+        self, rng: np.random.Generator, side: Float[np.ndarray, " n"], relation: str | None
+    ) -> Float[np.ndarray, "n 2"]:
+        """Upper left corners (down, right) of squares that keep apart and stand in a relation."""
+        jitter, count = self.config.place_jitter, len(side)
+        room = np.array(self.config.size) - side[:, None]
+        cells = np.array(list(itertools.product(range(3), repeat=2))) / 2
+        while True:
+            free = rng.uniform(0, 1, (count, 2)) * room
+            place = (1 - jitter) * cells[rng.permutation(9)[:count]] * room + jitter * free
+            middle = place + side[:, None] / 2
+            if all(
+                np.abs(middle[i] - middle[j]).max() >= (side[i] + side[j]) / 2 + GAP
+                for i, j in itertools.combinations(range(count), 2)
+            ) and (relation is None or _stand(middle, relation)):
+                return place
+
+
+def _stand(middle: Float[np.ndarray, "2 2"], relation: str) -> bool:
+    """Whether the first of two things stands clearly in a relation to the second."""
+    right, down = RELATIONS[relation]
+    apart = middle[0] - middle[1]
+    along, across = (apart[0], apart[1]) if down else (apart[1], apart[0])
+    return along * (right + down) >= _STRAIGHT * abs(across)
