@@ -19,8 +19,6 @@ from nova_jax.sampling.schedules import Schedule
 
 # Copies of its input that a transformer block has at once.
 _BLOCK = 10
-# Copies of keys and values that are there at once where they are kept from step to step.
-_CACHES = 2
 # What a program takes for each byte that is counted here.
 _ROOM = 1.35
 
@@ -73,7 +71,7 @@ def generation_bytes(
     everything = config.indicator_tokens + config.num_tokens
     spatial = blocks(everything, everything) + other * copied
     if sampling.feature_cache is not None:
-        spatial += _CACHES * 2 * other * rows * everything * width * itemsize
+        spatial += 2 * other * rows * everything * width * itemsize  # keys and values
 
     # Modulations of the head's blocks: of all steps at once, unless they are too large.
     a_step = rows * largest_set * (3 * head.depth + 2) * head.width * itemsize
