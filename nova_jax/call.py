@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_type_hints
 
 import jax
 import numpy as np
@@ -187,7 +187,8 @@ def asking(
     def call(self: Asked, *arguments: Arguments.args, **options: Arguments.kwargs) -> Answer:
         return answer(self, request(self, *arguments, **options))
 
-    annotation = inspect.signature(answer).return_annotation
+    # As a type: its name means something in the module of `answer` only.
+    annotation = get_type_hints(answer)["return"]
     signature = inspect.signature(request).replace(return_annotation=annotation)
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__wrapped__ = request  # type: ignore[attr-defined]

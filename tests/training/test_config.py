@@ -53,7 +53,7 @@ def test_plain_values_survive_a_round_trip_through_json(run):
         (
             "dataset.type",
             "digit",
-            "config.dataset.type is 'digit'; .*'digits' or 'synthetic' or 'latents'",
+            "config.dataset.type is 'digit'; .*'digits' or 'scenes' or 'synthetic'",
         ),
         ("dataset", {"type": "synthetic", "size": 3}, "config.dataset.size: no such key"),
         ("dataset", 3, "config.dataset is 3"),
