@@ -28,8 +28,8 @@ from nova_jax.config import Count, convert
 from nova_jax.distributed.mesh import batch_sharding, replicated
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import KeyedNoise
-from nova_jax.sampling.frames import compiled_step
 from nova_jax.sampling.state import VideoState, apart, join
+from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session import Maker, Session
 
 Tree = TypeVar("Tree")
@@ -115,23 +115,33 @@ class SessionPool:
         """
         if not self._members:
             return []
-        rows: list[VideoState] = []
+        rows: dict[Session, list[VideoState]] = {}
         for session in self.members:
             try:
-                rows += apart(session.ready())
+                rows[session] = apart(session.ready())
             except NovaError:
                 self.leave(session)
                 raise
-        state, latents = self._program(self._joined(rows), None)
-        made = iter(apart((state, latents)))
+        made: dict[Session, Any] = {}
+        for group in self._groups():
+            together = [row for session in group for row in rows[session]]
+            drawn = iter(apart(self._program(self._joined(together), None)))
+            made |= {session: join([next(drawn) for _ in rows[session]]) for session in group}
         results = []
         for session in self._members:
-            own, frame = join([next(made) for _ in range(len(session))])
+            own, frame = made[session]
             # A member goes back to its own devices, where it can be changed, or go on alone.
             home = session.state.frame.sharding
             session.advanced(_moved(own, home))
             results.append((session, _moved(frame, home)))
         return results
+
+    def _groups(self) -> list[list[Session]]:
+        """Members by the program of their next frame: that of first frames may be another one."""
+        if self._members[0].sampling.later_inference_steps is None:
+            return [self._members]
+        groups = [[s for s in self._members if bool(s.frame) is later] for later in (False, True)]
+        return [group for group in groups if group]
 
     def frames(self) -> Iterator[tuple[Session, UInt8[np.ndarray, "b F H W 3"]]]:
         """Advances every member by one latent frame, and gives pixels.
@@ -160,11 +170,12 @@ class SessionPool:
         placement, sampling = self.pipeline.placement, session.sampling
         mesh, model = placement.shared(self.rows, sampling.sampler)
         self._everywhere, self._shared = replicated(mesh), batch_sharding(mesh)
-        self._program = compiled_step(
+        self._program = frame_by_frame(
             model,
             self._joined(apart(session.state)),
             self.pipeline.schedule,
             sampling,
+            on_step=None,
             parallelism=placement.parallelism(mesh),
         )
 

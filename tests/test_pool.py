@@ -39,7 +39,14 @@ def assert_video(videos, session, expected):
     assert_same(np.concatenate(videos[session], axis=1), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"image_guidance_scale": 2.0, "context_noise": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_guidance_scale": 2.0, "context_noise": 0.1},
+        {"later_inference_steps": 1},
+    ],
+)
 def test_members_become_what_they_are_alone(pipeline, options):
     options |= {"window": 3, "guidance_scale": 3.0}
     pool = SessionPool(pipeline, rows=4)
