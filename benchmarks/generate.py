@@ -97,9 +97,8 @@ def main(_: list[str]) -> None:
         config,
         batch=batch,
         passes=sampling.guidance.passes,
-        frames=frames,
         slots=sampling.slots(frames),
-        sets=set_sizes(config.num_tokens, AR_STEPS.value).tolist(),
+        sets=sampling.sets(config.num_tokens, frames),
         diffusion_steps=DIFFUSION_STEPS.value,
         condition_tokens=TEXT_LEN.value + 2 * config.is_video,
     )

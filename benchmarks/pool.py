@@ -20,7 +20,6 @@ from peak import measured_peak
 from nova_jax.models import flops
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.pool import SessionPool
-from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.state import apart, join
 from nova_jax.session import Session
 
@@ -71,9 +70,8 @@ def flops_of_a_frame(pipeline: NovaPipeline) -> float:
         config,
         batch=1,
         passes=sampling.guidance.passes,
-        frames=1,
         slots=sampling.slots(pipeline.frames),
-        sets=set_sizes(config.num_tokens, sampling.num_inference_steps).tolist(),
+        sets=sampling.sets(config.num_tokens, 1),
         diffusion_steps=sampling.num_diffusion_steps,
         condition_tokens=config.condition_tokens,
     )

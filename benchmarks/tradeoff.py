@@ -12,13 +12,14 @@ questions and measures
     distance  Fréchet distance of what the judges' classifier sees of digits to real held-out ones
     ms        of a batch of --batch_size, decoded, a sample; median of --rounds, taken in turns over
               all points, so that a noisy machine is noisy for all
-    GFLOP     of matrix products of a sample, counted in the compiled program of a frame
+    GFLOP     of matrix products of a sample, counted in the compiled programs of its frames
 
 Points that are in tradeoff.json already are not measured anew. Writes the table as tradeoff.json
 and tradeoff.md, and the points with the front (less time and more right) as tradeoff.png.
 """
 
 import dataclasses
+import io
 import itertools
 import json
 import statistics
@@ -43,6 +44,7 @@ from nova_jax.digits.scene_scores import make_scene_questions
 from nova_jax.digits.scenes import ScenesConfig, ScenesSource
 from nova_jax.digits.scores import Score, make_questions, right_frames
 from nova_jax.files import output_folder
+from nova_jax.models import flops
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.plan.costs import read_costs
 from nova_jax.sampling.frames import compiled_step
@@ -84,7 +86,7 @@ def task_of(dataset: Any, samples: int) -> Task:
     if dataset["type"] == "scenes":
         scenes = from_dict(ScenesConfig, dataset, "dataset")
         judges = SceneJudges(scenes)
-        questions = make_scene_questions(-(-samples // 6) + 1 & ~1, seed=0)[:samples]
+        questions = make_scene_questions(2 * -(-samples // 12), seed=0)[:samples]
         config = dataclasses.replace(scenes, split="held_out", combinations="all")
         real = ScenesSource(config).batch(np.arange(3000))["frames"][:, 0]
         return Task(
@@ -126,11 +128,34 @@ def read_points(pipeline: NovaPipeline) -> list[dict[str, Any]]:
 
 
 def work(pipeline: NovaPipeline, prompt: str, options: dict[str, Any]) -> float:
-    """FLOPs of a sample."""
-    session = pipeline.start(prompt, **options)
-    step = compiled_step(pipeline.model, session.state, pipeline.schedule, session.sampling)
-    text = jax.jit(lambda state: step(state, None)).lower(session.state).compile().as_text()
-    return read_costs(text).flops * pipeline.frames
+    """FLOPs of a sample.
+
+    Those of the programs of a first frame and of a later one; what a feature cache spares, which
+    depends on the number of a step, is counted from the sizes.
+    """
+    session, frames = pipeline.start(prompt, **options), pipeline.frames
+    config, sampling = pipeline.config, session.sampling
+
+    def of_a_frame(number: int) -> float:
+        drawn = dataclasses.replace(sampling.of_frame(number), feature_cache=None)
+        step = compiled_step(pipeline.model, session.state, pipeline.schedule, drawn)
+        text = jax.jit(lambda state: step(state, None)).lower(session.state).compile().as_text()
+        return read_costs(text).flops
+
+    def spatial(feature_cache: int | None) -> float:
+        return flops.of_generation(
+            config,
+            batch=1,
+            passes=sampling.guidance.passes,
+            slots=sampling.slots(frames),
+            sets=sampling.sets(config.num_tokens, frames),
+            diffusion_steps=sampling.num_diffusion_steps,
+            condition_tokens=config.condition_tokens,
+            feature_cache=feature_cache,
+        )["spatial decoder"]
+
+    whole = of_a_frame(0) + (frames - 1) * (of_a_frame(1) if frames > 1 else 0)
+    return whole - spatial(None) + spatial(sampling.feature_cache)
 
 
 def judged(
@@ -190,8 +215,6 @@ def front(rows: Sequence[dict[str, Any]]) -> list[int]:
 
 def draw(rows: Sequence[dict[str, Any]], chosen: Sequence[int]) -> bytes:
     """Points and front as a PNG file."""
-    import io
-
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), dpi=100, layout="constrained")

@@ -5,7 +5,8 @@
     python -m nova_jax.evaluate --suite=digits --checkpoint=runs/scenes
 
 Digits of 12 pixels anywhere in 48x48, and captions that say which, how many, of which color or
-where: the six tasks of GenEval. docs/digits.md has what it is, docs/benchmarks.md the scores.
+where: the six tasks of GenEval; docs/digits.md has what it is. It has been run for 3,891 steps, in
+which colors and relations began to show, and not to its end.
 """
 
 from ml_collections import ConfigDict, config_dict

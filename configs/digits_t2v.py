@@ -129,8 +129,11 @@ def get_config(variant: str = "full") -> ConfigDict:
         num_inference_steps=16,
         num_diffusion_steps=15,
         # Without renormalization guidance adds up, and strokes get bolder from frame to frame.
-        guidance=dict(scale=1.4, renorm=0.0),
+        guidance=dict(scale=1.4, renorm=0.0, ceiling=config_dict.placeholder(float), trunc=0.0),
         window=config_dict.placeholder(int),
+        # What saves work and costs quality, see docs/performance.md.
+        later_inference_steps=config_dict.placeholder(int),
+        feature_cache=config_dict.placeholder(int),
     )
     config.sampling.window = 8
     config.update(VARIANTS[variant])

@@ -36,17 +36,12 @@ def main() -> None:
         print(usage())
     elif command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else "give one of"
-        known = "" if close else f" {', '.join(COMMANDS)}"
-        sys.exit(_complain(f"nova has no command {command!r}; {hint}{known}"))
+        hint = f"did you mean {close[0]}?" if close else f"give one of {', '.join(COMMANDS)}"
+        print(f"error: nova has no command {command!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
     else:
         sys.argv = [command, *arguments]
         runpy.run_module(f"nova_jax.{command}", run_name="__main__", alter_sys=True)
-
-
-def _complain(message: str) -> int:
-    print("error:", message, file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -133,7 +133,9 @@ def request(
             `nova_jax.rewriting`.
         **options: Further options of sampling, as `nova_jax.sampling.options.OPTIONS` has them:
             min_guidance_scale, guidance before the first step of a frame, growing linearly;
-            sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
+            guidance_ceiling, network time above which there is none; later_inference_steps, AR
+            steps of frames after the first; feature_cache, AR steps from one that sees all tokens
+            to the next; sampler, of the loop over diffusion steps: "auto", "xla" or "pallas".
 
     Returns:
         The request.

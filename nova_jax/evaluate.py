@@ -125,7 +125,7 @@ def main(paths: Sequence[str]) -> None:
             "named after --drift"
         )
     elif SUITE.value is None:
-        if given := _present(PROMPTS, *OF_SUITES):
+        if given := cli.present(PROMPTS, *OF_SUITES):
             raise NovaError(f"--{given} is for suites; name one with --suite, or leave it away")
         _judge(output_folder(OUT.value))
     else:
@@ -293,14 +293,9 @@ def _save_plot(path: Path, plot: Callable[[], bytes]) -> None:
         print(f"no {path.name}: {error}", file=sys.stderr)
 
 
-def _present(*flags: flags.FlagHolder[Any]) -> str | None:
-    """The name of the first flag that is given."""
-    return next((flag.name for flag in flags if flag.present), None)
-
-
 def _refuse(beside: str, *flags: flags.FlagHolder[Any]) -> None:
     """Raises a `NovaError` if one of the flags is given."""
-    if given := _present(*flags):
+    if given := cli.present(*flags):
         raise NovaError(f"--{given} has no place beside {beside}; leave it away")
 
 

@@ -95,7 +95,7 @@ def turn(session: Session, cue: Cue) -> None:
 
 def _pooled(session: Session, rows: int) -> Iterator[Float[jax.Array, "b h w c"]]:
     """Latent frames of a session that has a pool for itself, by the programs of one watched."""
-    pool = SessionPool(session.pipeline, rows, on_step=lambda _: None)
+    pool = SessionPool(session.pipeline, rows, on_step=lambda *_: None)
     pool.join(session)
     while True:
         ((_, latents),) = pool.step()

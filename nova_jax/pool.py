@@ -16,7 +16,7 @@ Letters: B samples of a session, R rows of the pool, F pixel frames, H×W pixels
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -29,7 +29,7 @@ from nova_jax.distributed.mesh import batch_sharding, replicated
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.state import VideoState, apart, join
-from nova_jax.sampling.steps import OnStep
+from nova_jax.sampling.steps import Partial
 from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session import Maker, Session
 
@@ -47,17 +47,23 @@ class SessionPool:
         pipeline: that the sessions are of.
         rows: R, most samples of all members together. A step costs as much with empty rows, which
             repeat the last sample.
-        on_step: called after each AR step with the frames of all rows as they are, those of the
-            members first and in their order; see `nova_jax.sampling.steps`.
+        on_step: called after each AR step with a `nova_jax.sampling.steps.Partial` of all rows, and
+            with the sessions that the first of them are of.
 
     Raises:
         NovaError: rows is no positive number.
     """
 
-    def __init__(self, pipeline: Maker, rows: int = 8, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Maker,
+        rows: int = 8,
+        on_step: Callable[[Partial, Sequence[Session]], None] | None = None,
+    ) -> None:
         self.pipeline, self.rows = pipeline, convert(Count, rows, "rows")
         self.on_step = on_step
         self._members: list[Session] = []
+        self._drawn: Sequence[Session] = []  # now, beside each other
 
     @property
     def members(self) -> tuple[Session, ...]:
@@ -119,23 +125,33 @@ class SessionPool:
         """
         if not self._members:
             return []
-        rows: list[VideoState] = []
+        rows: dict[Session, list[VideoState]] = {}
         for session in self.members:
             try:
-                rows += apart(session.ready())
+                rows[session] = apart(session.ready())
             except NovaError:
                 self.leave(session)
                 raise
-        state, latents = self._program(self._joined(rows), None)
-        made = iter(apart((state, latents)))
+        made: dict[Session, Any] = {}
+        for self._drawn in self._groups():
+            together = [row for session in self._drawn for row in rows[session]]
+            drawn = iter(apart(self._program(self._joined(together), None)))
+            made |= {each: join([next(drawn) for _ in rows[each]]) for each in self._drawn}
         results = []
         for session in self._members:
-            own, frame = join([next(made) for _ in range(len(session))])
+            own, frame = made[session]
             # A member goes back to its own devices, where it can be changed, or go on alone.
             home = session.state.frame.sharding
             session.advanced(_moved(own, home))
             results.append((session, _moved(frame, home)))
         return results
+
+    def _groups(self) -> list[list[Session]]:
+        """Members by the program of their next frame: that of first frames may be another one."""
+        if self._members[0].sampling.later_inference_steps is None:
+            return [self._members]
+        groups = [[s for s in self._members if bool(s.frame) is later] for later in (False, True)]
+        return [group for group in groups if group]
 
     def frames(self) -> Iterator[tuple[Session, UInt8[np.ndarray, "b F H W 3"]]]:
         """Advances every member by one latent frame, and gives pixels.
@@ -169,9 +185,13 @@ class SessionPool:
             self._joined(apart(session.state)),
             self.pipeline.schedule,
             sampling,
-            self.on_step,
+            on_step=None if self.on_step is None else self._look,
             parallelism=placement.parallelism(mesh),
         )
+
+    def _look(self, partial: Partial) -> None:
+        assert self.on_step is not None
+        self.on_step(partial, self._drawn)
 
     def _joined(self, rows: Sequence[VideoState]) -> VideoState:
         """The state of R rows, of which the last are repeated."""

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from nova_jax.checkpoints.model import save_model
-from nova_jax.models import Nova, NovaConfig
+from nova_jax.models import Conditions, Nova, NovaConfig
 
 #: Settings of the smallest video model, for tests of what surrounds it.
 VIDEO = dict(
@@ -67,6 +67,16 @@ def make(config: NovaConfig = CONFIG, **options) -> Nova:
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [v + 0.1 * jax.random.normal(k, v.shape) for k, v in zip(keys, leaves, strict=True)]
     return nnx.merge(graph, jax.tree.unflatten(tree, leaves))
+
+
+def conditions(batch: int) -> Conditions:
+    """What `CONFIG` takes."""
+    return Conditions(
+        text=jax.random.normal(jax.random.key(5), (batch, 4, 8)),
+        text_length=jnp.arange(batch, dtype=jnp.int32) % 4 + 1,
+        flow=jnp.full(batch, 5.0),
+        fps=jnp.full(batch, 12.0),
+    )
 
 
 def save_untrained(directory: Path, **changes: object) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from nova_jax.app.jobs import Job
@@ -66,13 +67,13 @@ class Group:
                 del self.jobs[session]
                 job.finish()
 
-    def _look(self, partial: Partial) -> None:
-        """Shows all jobs their frames as they are."""
-        now, members = time.monotonic(), self.pool.members
+    def _look(self, partial: Partial, sessions: Sequence[Session]) -> None:
+        """Shows jobs their frames as they are."""
+        now = time.monotonic()
         pixels = None
         if now - self._looked > LOOK:
             pixels, self._looked = partial.pixels(self._pipeline.codec), now
-        for row, session in enumerate(members):
+        for row, session in enumerate(sessions):
             job = self.jobs[session]
             job.step = (partial.step, partial.steps)
             if pixels is not None:

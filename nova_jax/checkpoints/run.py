@@ -171,7 +171,7 @@ class RunCheckpoints:
 
     def _check_losses(self) -> None:
         """Sets checkpoints aside whose validation loss Orbax would fail to read at its start."""
-        for checkpoint in _complete(self.directory):
+        for checkpoint in complete_checkpoints(self.directory.parent):
             try:
                 _validation_loss(checkpoint)
             except NovaError as error:
@@ -182,7 +182,7 @@ class RunCheckpoints:
 
         `refused` says what is wrong with numbers of some that were read.
         """
-        checkpoints = _complete(self.directory)
+        checkpoints = complete_checkpoints(self.directory.parent)
         for checkpoint in reversed(checkpoints):
             try:
                 if reason := refused.get(int(checkpoint.name)):
@@ -290,12 +290,9 @@ def claim_workdir(
 
 def complete_checkpoints(workdir: Path) -> list[Path]:
     """Directories of a run's checkpoints, by step, oldest first, without unfinished ones."""
-    return _complete(workdir / CHECKPOINTS)
-
-
-def _complete(directory: Path) -> list[Path]:
-    # Unfinished ones have another name, or a mark in gs://.
+    directory = workdir / CHECKPOINTS
     found = directory.iterdir() if directory.is_dir() else ()
+    # Unfinished ones have another name, or a mark in gs://.
     complete = (p for p in found if p.name.isdigit() and not ocp.path.step.is_tmp_checkpoint(p))
     return sorted(complete, key=lambda path: int(path.name))
 

@@ -11,6 +11,7 @@ rows [H, G] and columns [W, G] hold the values of an interpolation kernel. Sub-p
 continuous sizes come with it, and a whole batch is two matrix products.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -155,7 +156,31 @@ def glyphs(split: str) -> tuple[np.ndarray, np.ndarray]:
     return (data.images[chosen] / 16).astype(np.float32), data.target[chosen]
 
 
-class DigitsSource:
+class Rows(abc.ABC):
+    """Random access to what comes in batches."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
+        """Columns, by name, of the rows with these numbers."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns one row of `batch`, each of its values by itself.
+
+        Raises:
+          IndexError: the index is not in 0..len - 1.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return {name: column[0] for name, column in self.batch([index]).items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+
+class DigitsSource(Rows):
     """A random-access source of clips, for the pipeline and for anyone who wants to look at one."""
 
     def __init__(self, config: DigitsConfig) -> None:
@@ -172,19 +197,6 @@ class DigitsSource:
 
     def __len__(self) -> int:
         return self.config.num_clips
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns one clip: the row of `batch`, "digit" an int.
-
-        Raises:
-          IndexError: the index is not in 0..len - 1.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return {name: column[0] for name, column in self.batch([index]).items()}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
 
     def __reduce__(self) -> tuple:
         # A worker process draws the table itself instead of receiving it.

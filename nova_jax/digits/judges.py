@@ -66,6 +66,15 @@ def track(clip: Clip) -> Float[np.ndarray, "f 2"]:
     return np.stack([x, y], -1)
 
 
+def cut_out(
+    value: Float[np.ndarray, "h w"], center: Float[np.ndarray, "2"], side: int
+) -> Float[np.ndarray, " p"]:
+    """What the classifier sees of a digit: a square about (x, y), at full brightness."""
+    crop = cv2.getRectSubPix(value, (side, side), center.tolist())
+    crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA)
+    return crop.ravel() / max(crop.max(), 1e-6)
+
+
 def measure_color(clip: Clip) -> str:
     """The named color nearest to the clip's mean color at full brightness.
 
@@ -210,9 +219,7 @@ class Judges:
         side = round(WINDOW * self.config.digit_size)
         crops = []
         for value, center in zip(brightness(clip), track(clip), strict=True):
-            crop = cv2.getRectSubPix(value, (side, side), np.nan_to_num(center).tolist())
-            crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA)
-            crops.append(crop.ravel() / max(crop.max(), 1e-6))
+            crops.append(cut_out(value, np.nan_to_num(center), side))
         return np.stack(crops)
 
     def _enlarged(self, glyph: Float[np.ndarray, "8 8"]) -> Clip:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from sklearn.svm import SVC
 
-from nova_jax.digits.judges import CROP, DARK, WINDOW, measure_color
+from nova_jax.digits.judges import DARK, WINDOW, cut_out, measure_color
 from nova_jax.digits.scene_captions import RELATIONS, Scene
 from nova_jax.digits.scenes import ScenesConfig, ScenesSource
 
@@ -114,10 +114,7 @@ class SceneJudges:
         rows, columns = (np.arange(side) for side in value.shape)
         weights = np.where(piece, value, 0)
         center = (weights.sum(0) @ columns, weights.sum(1) @ rows) / weights.sum()
-        side = round(WINDOW * self.config.digit_size)
-        crop = cv2.getRectSubPix(value, (side, side), center.tolist())
-        crop = cv2.resize(crop, (CROP, CROP), interpolation=cv2.INTER_AREA)
-        return crop.ravel() / crop.max()
+        return cut_out(value, center, round(WINDOW * self.config.digit_size))
 
 
 def is_right(scene: Scene, things: Sequence[Thing]) -> bool:

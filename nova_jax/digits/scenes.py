@@ -8,7 +8,7 @@ color (GenEval, arXiv 2310.11513). A picture is a function of (seed, index) only
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from nova_jax.config import Checked, Count, Fraction, Range, Seed
 from nova_jax.digits.captions import COLORS
-from nova_jax.digits.clips import COMBINATIONS, GLYPH, SPLITS, glyphs, render
+from nova_jax.digits.clips import COMBINATIONS, GLYPH, SPLITS, Rows, glyphs, render
 from nova_jax.digits.scene_captions import (
     COUNTS,
     RELATIONS,
@@ -105,7 +105,7 @@ def draw_scene(rng: np.random.Generator, task: str) -> Scene:
     return Scene(task, tuple(digits), tuple(colors), relation)
 
 
-class ScenesSource:
+class ScenesSource(Rows):
     """A random-access source of pictures (`nova_jax.data.pipeline.ClipSource`)."""
 
     def __init__(self, config: ScenesConfig) -> None:
@@ -115,19 +115,6 @@ class ScenesSource:
 
     def __len__(self) -> int:
         return self.config.num_scenes
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One picture: the row of `batch`.
-
-        Raises:
-            IndexError: the index is not in 0..len - 1.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return {name: column[0] for name, column in self.batch([index]).items()}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
 
     def images(self) -> Self:
         """Itself: all are pictures."""

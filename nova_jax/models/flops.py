@@ -33,6 +33,27 @@ def spatial_step(config: NovaConfig, visible: int, predicted: int) -> float:
     return total + block(width, predicted, everything) + 2 * config.token_dim * width * visible
 
 
+def revised_step(config: NovaConfig, visible: int, predicted: int) -> float:
+    """The same where only the set before and the one that is predicted are mapped anew.
+
+    See `nova_jax.models.spatial_decoder.SpatialDecoder.revise`. A set has as many tokens as the one
+    before it, or a few more.
+    """
+    width, depth = config.width, config.spatial_decoder_size.depth
+    everything = config.indicator_tokens + config.num_tokens
+    part = min(2 * predicted + 1, config.num_tokens)
+
+    def half(depth: int, keys: int) -> float:
+        return depth * part * (24 * width**2 + 4 * width * keys)
+
+    unasked = (part - predicted) * (18 * width**2 + 4 * width * everything)
+    halves = (
+        half(depth // 2, config.indicator_tokens + visible),
+        half(depth - depth // 2, everything),
+    )
+    return sum(halves) - unasked + 2 * config.token_dim * width * part
+
+
 def head_token(config: NovaConfig, steps: int) -> float:
     """The diffusion head's S steps, or noisy copies, for one token of one sample and pass."""
     size = config.diffusion_head_size
@@ -62,29 +83,37 @@ def of_generation(
     *,
     batch: int,
     passes: int,
-    frames: int,
     slots: int,
-    sets: Sequence[int],
+    sets: Sequence[Sequence[int]],
     diffusion_steps: int,
     condition_tokens: int,
+    feature_cache: int | None = None,
 ) -> dict[str, float]:
     """FLOPs of a whole generation by stage.
 
     Args:
         config: the model's.
         batch, passes: B samples, G guidance passes.
-        frames: T.
         slots: of the temporal encoder, which sees all of them for each frame.
-        sets: tokens that each of the K AR steps reveals, `nova_jax.sampling.order.set_sizes`.
+        sets: of each of T frames, tokens that each of its AR steps reveals, as
+            `nova_jax.sampling.options.SamplingConfig.sets` has them.
         diffusion_steps: S.
         condition_tokens: L, motion's included.
+        feature_cache: AR steps from one that sees all tokens to the next; None: all do.
     """
-    visible = itertools.accumulate(sets, initial=0)
-    spatial = sum(spatial_step(config, v, n) for v, n in zip(visible, sets, strict=False))
-    rows = batch * passes
+
+    def spatial(sets: Sequence[int]) -> float:
+        visible = itertools.accumulate(sets, initial=0)
+        whole = [k % (feature_cache or 1) == 0 for k in range(len(sets))]
+        return sum(
+            (spatial_step if all_of_it else revised_step)(config, v, n)
+            for v, n, all_of_it in zip(visible, sets, whole, strict=False)
+        )
+
+    rows, frames = batch * passes, len(sets)
     return {
         "temporal encoder": rows * frames * temporal_encoder(config, slots, condition_tokens),
-        "spatial decoder": rows * frames * spatial,
+        "spatial decoder": rows * sum(map(spatial, sets)),
         "diffusion head": rows * frames * config.num_tokens * head_token(config, diffusion_steps),
     }
 

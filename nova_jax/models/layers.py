@@ -5,6 +5,7 @@ metadata; `logical_axes` reads them and `nova_jax.distributed.mesh` maps them to
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -196,8 +197,13 @@ class BlockStack(nnx.Module):
         hand_on(places, self.depth)
         return x
 
-    def all_but_last(self, x: Any, *shared: Any) -> tuple[Any, Any]:
-        """Applies all blocks but the last; returns x and the last block (no gradient is meant)."""
+    def all_but_last(
+        self, x: Any, *shared: Any, call: Callable[..., Any] = operator.call
+    ) -> tuple[Any, Any]:
+        """Applies all blocks but the last; returns x and the last block (no gradient is meant).
+
+        With `call` it is that which is done with each block, x and what is shared.
+        """
         graph, state = nnx.split(self.block)
 
         def block(index: Any) -> Any:
@@ -205,7 +211,7 @@ class BlockStack(nnx.Module):
             return nnx.merge(graph, jax.tree.map(pick, state))
 
         count = self.depth - 1
-        run = lambda index, x: block(index)(x, *shared)  # noqa: E731
+        run = lambda index, x: call(block(index), x, *shared)  # noqa: E731
         x = jax.lax.fori_loop(0, count, run, x, unroll=max(1, min(self.unroll, count)))
         return x, block(count)
 

@@ -15,10 +15,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from nova_jax.models.attention import transformer
+from nova_jax.kernels.attention import Seen
+from nova_jax.models.attention import Block, KeyValues, transformer
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.embeddings import grid_positions, rotary_angles, space_embedding
-from nova_jax.models.layers import LayerNorm, Remat, linear
+from nova_jax.models.layers import BlockStack, LayerNorm, Remat, linear
+
+# Keys and values of a frame's M + N tokens in both halves of the blocks.
+Known = tuple[KeyValues, KeyValues]
 
 
 class SpatialDecoder(nnx.Module):
@@ -112,3 +116,83 @@ class SpatialDecoder(nnx.Module):
         x, last = self.decoder_blocks.all_but_last(x, rotary, None)
         first, count = only
         return self.norm(last(x, rotary, None, only=(m + first, count)))
+
+    def unknown(self, batch: int) -> Known:
+        """What is known of frames before their first AR step."""
+        size, tokens = self.config.spatial_decoder_size, self.config.num_tokens
+        tokens += self.config.indicator_tokens
+        stacks = (self.encoder_blocks, self.decoder_blocks)
+        first, second = (
+            KeyValues.zeros(size, stack.depth, batch, tokens, self.dtype) for stack in stacks
+        )
+        return first, second
+
+    def revise(
+        self,
+        known: Known,
+        visible: Float[Array, "b v p"],
+        num_visible: Int[Array, ""] | int,
+        order: Int[Array, "b n"],
+        indicators: Float[Array, "b m d"],
+        only: tuple[Int[Array, ""], int],
+        first: Int[Array, ""] | int,
+        most: int,
+    ) -> tuple[Float[Array, "b q d"], Known]:
+        """Features of tokens, from a part of a frame: the rest is as it was known before.
+
+        Of all of the frame it is what `__call__` gives.
+
+        Args:
+            known: keys and values of the frame.
+            visible: tokens from number `first` on in reveal order.
+            num_visible: how many of the frame are visible; others are padding.
+            order: the part of reveal order that is mapped anew, from number `first` on, V or more.
+            indicators: all of them, if the part is the whole, or none.
+            only: first and number of the tokens that are asked for, counted in the frame.
+            first: of the part.
+            most: bound on `num_visible`.
+
+        Returns:
+            The features, and what is known now.
+        """
+        m, v = indicators.shape[1], visible.shape[1]
+        before = self.config.indicator_tokens
+        place = 0 if m else before + first
+        x, rotary = self.mask_tokens(order), self.rotary(order)
+        rotary = None if rotary is None else rotary[:, before - m :]
+        seen = jnp.concatenate([indicators, self.embed_visible(visible, order)], axis=1)
+        seen, encoder = _revise(
+            self.encoder_blocks,
+            known[0],
+            seen,
+            place,
+            before + most,
+            None if rotary is None else rotary[:, : m + v],
+            jnp.asarray(before + num_visible),
+        )
+        is_visible = (first + jnp.arange(v) < num_visible)[None, :, None]
+        shown = jnp.where(is_visible, seen[:, m:], x[:, :v])
+        x = jnp.concatenate([seen[:, :m], shown, x[:, v:]], axis=1)
+        asked = (jnp.asarray(m + only[0] - first), only[1])
+        total = before + self.config.num_tokens
+        x, decoder = _revise(
+            self.decoder_blocks, known[1], x, place, total, rotary, None, only=asked
+        )
+        return self.norm(x), (encoder, decoder)
+
+
+def _revise(
+    blocks: BlockStack,
+    known: KeyValues,
+    x: Float[Array, "b s d"],
+    first: Int[Array, ""] | int,
+    total: int,
+    rotary: Float[Array, "b s r"] | None,
+    seen: Seen,
+    only: tuple[Int[Array, ""], int] | None = None,
+) -> tuple[Float[Array, "b q d"], KeyValues]:
+    """A part of a sequence through all blocks, see `nova_jax.models.attention.Block.revise`."""
+    part = (first, total, rotary, seen)
+    carry, last = blocks.all_but_last((x, jnp.asarray(0), known), *part, call=Block.revise)
+    x, _, known = last.revise(carry, *part, only)
+    return x, known

@@ -47,7 +47,6 @@ from nova_jax.plan.costs import Costs, read_costs
 from nova_jax.plan.estimate import batch_of
 from nova_jax.plan.topology import Topology
 from nova_jax.sampling.keys import seed_key
-from nova_jax.sampling.order import set_sizes
 from nova_jax.sampling.schedules import schedule_from_dict
 from nova_jax.sampling.video import generate_in_one
 from nova_jax.training.config import TrainConfig
@@ -190,11 +189,11 @@ def plan_generation(config: TrainConfig, topology: Topology, samples: int) -> Pl
         model,
         batch=samples,
         passes=sampling.guidance.passes,
-        frames=frames,
         slots=sampling.slots(frames),
-        sets=set_sizes(model.num_tokens, sampling.num_inference_steps).tolist(),
+        sets=sampling.sets(model.num_tokens, frames),
         diffusion_steps=sampling.num_diffusion_steps,
         condition_tokens=model.condition_tokens,
+        feature_cache=sampling.feature_cache,
     )
     program = jax.jit(SampleParallelism(mesh, whole=True)(generate, (None, 0, 0), 0))
     arguments = (params, conditions, keys)

@@ -12,7 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from nova_jax.kernels.diffusion_sampler.api import Implementation, sample
-from nova_jax.kernels.diffusion_sampler.reference import Guidance, Outside, State
+from nova_jax.kernels.diffusion_sampler.reference import (
+    Guidance,
+    Outside,
+    State,
+    update_outside,
+)
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.models.layers import patchify
 from nova_jax.sampling.guidance import GuidanceConfig
@@ -168,10 +173,20 @@ def denoise_set(
             implementation=implementation,
         )
 
-    # Late steps have no guidance if it is truncated: the conditional pass alone is run.
-    guided = total
-    if guidance.passes > 1 and guidance.trunc:
-        guided = int(np.count_nonzero(steps.time >= guidance.trunc))
-    state = run(state, 0, guided, guidance.rule)
-    tokens, _ = run((state[0], None), guided, total, Guidance(passes=1))
+    # Outside the interval of guidance the conditional pass alone is run.
+    first, end = guidance.interval(np.asarray(steps.time)) if guidance.passes > 1 else (0, total)
+    tokens, _ = run((state[0], None), 0, first, Guidance(passes=1))
+    tokens, _ = run((tokens, _unguided(outside, steps, first)), first, end, guidance.rule)
+    tokens, _ = run((tokens, None), end, total, Guidance(passes=1))
     return tokens
+
+
+def _unguided(outside: Outside | None, steps: SamplingSteps, count: int) -> Outside | None:
+    """What is outside the set after the first `count` steps, none of which has guidance."""
+    if outside is None:
+        return None
+    columns = (steps.keep, steps.move, steps.noise_scale)
+    for step in range(count):
+        row = (jnp.asarray(column[step]) for column in columns)
+        outside = update_outside(outside, None, jnp.asarray(step), *row)
+    return outside

@@ -28,6 +28,7 @@ from nova_jax.models import flops
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.spatial_decoder import Known, SpatialDecoder
 from nova_jax.sampling.denoise import denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
@@ -41,6 +42,10 @@ from nova_jax.sampling.order import (
 )
 from nova_jax.sampling.schedules import SamplingSteps, Schedule
 from nova_jax.sampling.state import VideoState
+
+# A frame while it is filled: R tokens in reveal order, zero where none is set, and with
+# `feature_cache`, but for frames of which something is kept, what the spatial decoder knows of it.
+Filling = tuple[Float[Array, "b r p"], Known | None]
 
 
 @jax.tree_util.register_dataclass
@@ -129,6 +134,49 @@ class FramePlan:
         room = max(bucket.width for bucket in self.buckets)
         return jnp.zeros((batch, self.config.num_tokens + room, self.config.token_dim))
 
+    def features(
+        self,
+        decoder: SpatialDecoder,
+        indicators: Float[Array, "gb m d"],
+        order: Int[Array, "gb n"],
+        tokens: Float[Array, "gb r p"],
+        known: Known | None,
+        step: Int[Array, ""],
+        start: Int[Array, ""],
+        prefix: int,
+        width: int,
+    ) -> tuple[Float[Array, "gb q d"], Known | None]:
+        """Features of the set that is due, and what is then known of the frame.
+
+        Args:
+            decoder, indicators: what they are made by, and from.
+            order, tokens: of the frame.
+            known: see `Filling`.
+            step, start: number of the step, first token of its set.
+            prefix, width: most tokens that are visible, and that are due.
+        """
+        only = (start, width)
+        if known is None:
+            return decoder(tokens[:, :prefix], start, order, indicators, only=only), None
+
+        def all_of_it(known: Known) -> tuple[Float[Array, "gb q d"], Known]:
+            whole = (tokens[:, :prefix], start, order, indicators, only)
+            return decoder.revise(known, *whole, first=0, most=prefix)
+
+        first, size = part_of(start, width, self.config.num_tokens)
+
+        def a_part(known: Known) -> tuple[Float[Array, "gb q d"], Known]:
+            new, places = (
+                jax.lax.dynamic_slice_in_dim(x, first, size, axis=1) for x in (tokens, order)
+            )
+            part = (new, start, places, indicators[:, :0], only)
+            return decoder.revise(known, *part, first=first, most=prefix)
+
+        assert self.sampling.feature_cache is not None
+        if not prefix:
+            return all_of_it(known)  # nothing is known yet
+        return jax.lax.cond(step % self.sampling.feature_cache == 0, all_of_it, a_part, known)
+
     def ar_step(
         self,
         model: Nova,
@@ -136,27 +184,28 @@ class FramePlan:
         state: VideoState,
         order: Int[Array, "b n"],
         kept: Int[Array, " b"] | None,
-        tokens: Float[Array, "b r p"],
+        filling: Filling,
         row: tuple[Int[Array, ""], ...],
         bucket: Bucket,
-    ) -> Float[Array, "b r p"]:
+    ) -> Filling:
         """Draws one set of tokens, all in reveal order.
 
         Args:
             order, kept: reveal order, and how many of its first tokens are kept.
+            filling: the frame before the step.
             row: the step's number, its first token, and how many it draws.
             bucket: that the step is of.
         """
-        step, start, count = row
-        guidance, prefix = self.sampling.guidance, bucket.prefix
+        (tokens, known), (step, start, count), guidance = filling, row, self.sampling.guidance
         if kept is not None:
             # What all samples keep they see, also within the set.
             first = jnp.clip(kept.min(), start, start + count)
-            start, count, prefix = first, start + count - first, bucket.end
-        visible = jnp.concatenate([tokens[:, :prefix]] * guidance.passes, axis=0)
-        orders = jnp.concatenate([order] * guidance.passes, axis=0)
-        features = model.spatial_decoder(
-            visible, start, orders, indicators, only=(start, bucket.width)
+            start, count = first, start + count - first
+        orders, visible = (jnp.concatenate([x] * guidance.passes) for x in (order, tokens))
+        prefix = bucket.prefix if kept is None else bucket.end
+        features, known = self.features(
+            model.spatial_decoder,
+            *(indicators, orders, visible, known, step, start, prefix, bucket.width),
         )
         new = denoise_set(
             model.diffusion_head,
@@ -173,20 +222,22 @@ class FramePlan:
         )
         drawn = jax.lax.dynamic_update_slice_in_dim(tokens, new, start, axis=1)
         if kept is None:
-            return drawn
+            return drawn, known
         is_kept = jnp.arange(tokens.shape[1])[None] < kept[:, None]
-        return jnp.where(is_kept[..., None], tokens, drawn)
+        return jnp.where(is_kept[..., None], tokens, drawn), known
 
     def start(
         self, model: Nova, state: VideoState, kept: Kept | None
-    ) -> tuple[Int[Array, "b n"], Int[Array, " b"] | None, Float[Array, "b r p"]]:
-        """Reveal order, how many tokens are kept, and all tokens, of which those are set."""
+    ) -> tuple[Int[Array, "b n"], Int[Array, " b"] | None, Filling]:
+        """Reveal order, how many tokens are kept, and the frame, in which those are set."""
         tokens = self.blank(len(state))
         if kept is None:
-            return state.order, None, tokens
+            rows, cached = self.sampling.guidance.passes * len(state), self.sampling.feature_cache
+            known = None if cached is None else model.spatial_decoder.unknown(rows)
+            return state.order, None, (tokens, known)
         order, number = kept_first(state.order, kept.tokens)
         old = to_reveal_order(model.tokens(kept.latents), order)
-        return order, number, tokens.at[:, : self.config.num_tokens].set(old)
+        return order, number, (tokens.at[:, : self.config.num_tokens].set(old), None)
 
     def latents(
         self, tokens: Float[Array, "b r p"], order: Int[Array, "b n"]
@@ -194,6 +245,20 @@ class FramePlan:
         """The frame of tokens in reveal order."""
         tokens = to_row_major(tokens[:, : self.config.num_tokens], order)
         return unpatchify(tokens, self.config.patch_size, self.config.grid)
+
+
+def part_of(start: int | Int[Array, ""], width: int, tokens: int) -> tuple[Int[Array, ""], int]:
+    """First and number of the tokens that a step maps anew: the set before, and the one due.
+
+    The set before has at most one token more than there is room for in this one: sets grow, but for
+    rounding.
+
+    Args:
+        start, width: the first token that is due, and how many are at most.
+        tokens: of the frame.
+    """
+    size = min(2 * width + 1, tokens)
+    return jnp.clip(start - width - 1, 0, tokens - size), size
 
 
 def fill(
@@ -208,28 +273,28 @@ def fill(
     """Latents of the next frame, filled set by set.
 
     Args:
-        model, schedule, sampling: see `generate`.
+        model, schedule, sampling: see `generate`; number of AR steps is that of this frame.
         indicators: what `describe` gives.
         state: of the videos.
         kept: what stays as it is; None for nothing.
     """
     plan = FramePlan(model.config, schedule, sampling)
-    order, number, tokens = plan.start(model, state, kept)
+    order, number, filling = plan.start(model, state, kept)
     for bucket in plan.buckets:
 
         def ar_step(
-            tokens: Float[Array, "b r p"], row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
-        ) -> tuple[Float[Array, "b r p"], None]:
+            filling: Filling, row: tuple[Int[Array, ""], ...], bucket: Bucket = bucket
+        ) -> tuple[Filling, None]:
             draw = functools.partial(
                 plan.ar_step, model, indicators, state, order, number, row=row, bucket=bucket
             )
             if number is None:
-                return draw(tokens), None
+                return draw(filling), None
             step_is_kept = number.min() >= row[1] + row[2]
-            return jax.lax.cond(step_is_kept, lambda tokens: tokens, draw, tokens), None
+            return jax.lax.cond(step_is_kept, lambda same: same, draw, filling), None
 
-        tokens, _ = jax.lax.scan(ar_step, tokens, jax.tree.map(jnp.asarray, bucket.rows))
-    return plan.latents(tokens, order)
+        filling, _ = jax.lax.scan(ar_step, filling, jax.tree.map(jnp.asarray, bucket.rows))
+    return plan.latents(filling[0], order)
 
 
 def next_frame(

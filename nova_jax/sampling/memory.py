@@ -47,7 +47,8 @@ def generation_bytes(
         NovaError: the steps make no sense.
     """
     steps = schedule.sampling_steps(sampling.num_diffusion_steps, sampling.flow_shift)
-    largest_set = int(set_sizes(config.num_tokens, sampling.num_inference_steps).max())
+    fewest = min(sampling.of_frame(frame).num_inference_steps for frame in (0, 1))
+    largest_set = int(set_sizes(config.num_tokens, fewest).max())
     rows, width = samples * sampling.guidance.passes, config.width
     head, heads = config.diffusion_head_size, config.spatial_decoder_size.heads
     # CPUs compute in float32: of smaller types they hold a copy, also of a stage's parameters.
@@ -69,6 +70,8 @@ def generation_bytes(
     temporal = blocks(tokens, tokens) + depth * copied
     everything = config.indicator_tokens + config.num_tokens
     spatial = blocks(everything, everything) + other * copied
+    if sampling.feature_cache is not None:
+        spatial += 2 * other * rows * everything * width * itemsize  # keys and values
 
     # Modulations of the head's blocks: of all steps at once, unless they are too large.
     a_step = rows * largest_set * (3 * head.depth + 2) * head.width * itemsize

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from nova_jax.config import Checked, Range, convert, field_types
 from nova_jax.kernels.diffusion_sampler.api import Implementation
 from nova_jax.sampling.guidance import GuidanceConfig
+from nova_jax.sampling.order import set_sizes
 
 #: More than this are more than a frame has tokens, or a schedule noise levels.
 Steps = Annotated[int, Range(1, 10_000)]
@@ -25,6 +26,11 @@ class SamplingConfig(Checked):
     Attributes:
         num_inference_steps: K, AR steps of a frame; steps that reveal no token drop.
         num_diffusion_steps: S, diffusion steps of an AR step.
+        later_inference_steps: K of frames after a video's first one; None for the same.
+        feature_cache: AR steps from one in which the spatial decoder sees all tokens of the frame
+            to the next one; between them only the tokens that are new or due are, beside keys and
+            values of the others, see `nova_jax.models.spatial_decoder` (after LazyMAR, arXiv
+            2503.12450). None: in every step, and nothing is kept.
         guidance: guidance options.
         flow_shift: noise-level shift of flow matching's sampling steps; None for the schedule's.
         window: W, latent frames that the temporal encoder looks over: of a longer video it sees the
@@ -42,6 +48,18 @@ class SamplingConfig(Checked):
     window: Annotated[int, Range(3, 10_000)] | None = None
     context_noise: Annotated[float, Range(0, below=1)] = 0.0
     sampler: Implementation = "auto"
+    later_inference_steps: Steps | None = None
+    feature_cache: Steps | None = None
+
+    def of_frame(self, frame: int) -> SamplingConfig:
+        """How a frame is drawn, by its number in the video, from 0."""
+        steps = (frame and self.later_inference_steps) or self.num_inference_steps
+        return dataclasses.replace(self, num_inference_steps=steps, later_inference_steps=None)
+
+    def sets(self, tokens: int, frames: int) -> list[list[int]]:
+        """Tokens that each AR step reveals, of each of so many frames of so many tokens."""
+        steps = (self.of_frame(frame).num_inference_steps for frame in range(frames))
+        return [set_sizes(tokens, number).tolist() for number in steps]
 
     def slots(self, frames: int) -> int:
         """S, latent frames that the temporal encoder looks over in a video of so many."""
@@ -73,11 +91,18 @@ class Option:
 OPTIONS: Mapping[str, Option] = {
     "num_inference_steps": Option("num_inference_steps", "Autoregressive steps of a frame."),
     "num_diffusion_steps": Option("num_diffusion_steps", "Diffusion steps of each."),
+    "later_inference_steps": Option(
+        "later_inference_steps", "Autoregressive steps of frames after the first; else the same."
+    ),
+    "feature_cache": Option(
+        "feature_cache", "Autoregressive steps from one that sees all tokens to the next; else all."
+    ),
     "guidance_scale": Option("guidance.scale", "Guidance by the prompt; 1: off."),
     "min_guidance_scale": Option(
         "guidance.min_scale", "Guidance before a frame's first step, growing linearly."
     ),
     "guidance_trunc": Option("guidance.trunc", "Network time below which it is off."),
+    "guidance_ceiling": Option("guidance.ceiling", "Network time above which it is off."),
     "guidance_renorm": Option("guidance.renorm", "Lower bound of its norm factor; 1: off."),
     "image_guidance_scale": Option("guidance.image_scale", "Guidance by the frame before; 0: off."),
     "flow_shift": Option("flow_shift", "Noise-level shift of flow matching."),

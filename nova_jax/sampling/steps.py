@@ -23,7 +23,14 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.models.nova import Nova
-from nova_jax.sampling.frames import FramePlan, Kept, Parallelism, describe, single_device
+from nova_jax.sampling.frames import (
+    Filling,
+    FramePlan,
+    Kept,
+    Parallelism,
+    describe,
+    single_device,
+)
 from nova_jax.sampling.options import SamplingConfig
 from nova_jax.sampling.order import Bucket
 from nova_jax.sampling.schedules import Schedule
@@ -105,19 +112,19 @@ class StepByStep:
         """The state after the next frame, and the frame."""
         shared: Any = {"plan": self.plan, "parallelism": self.parallelism}
         model, first = (self.graph, self.params), int(state.frame[0])
-        indicators, order, number, tokens = _start(*model, state, kept, **shared)
+        indicators, order, number, filling = _start(*model, state, kept, **shared)
         steps = self.plan.count
         for bucket in self.plan.buckets:
             for row in zip(*bucket.rows, strict=True):
                 step, start, count = map(int, row)
                 if number is not None and int(number.min()) >= start + count:
                     continue  # all of it is kept
-                tokens = _ar_step(
-                    *model, indicators, state, order, number, tokens, row, bucket=bucket, **shared
+                filling = _ar_step(
+                    *model, indicators, state, order, number, filling, row, bucket=bucket, **shared
                 )
-                latents, revealed = _look(tokens, order, number, start + count, plan=self.plan)
+                latents, revealed = _look(filling[0], order, number, start + count, plan=self.plan)
                 self.on_step(Partial(first, step + 1, steps, latents, revealed))
-        return _finish(state, kept, tokens, order, plan=self.plan)
+        return _finish(state, kept, filling[0], order, plan=self.plan)
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "plan", "parallelism"))
@@ -129,8 +136,8 @@ def _start(
     *,
     plan: FramePlan,
     parallelism: Parallelism,
-) -> tuple[Array, Array, Array | None, Array]:
-    """Indicator features, order, number of tokens that are kept, tokens."""
+) -> tuple[Array, Array, Array | None, Filling]:
+    """Indicator features, order, number of tokens that are kept, the frame."""
 
     def run(params: Any, state: VideoState, kept: Kept | None) -> Any:
         model = nnx.merge(graph, params)
@@ -148,23 +155,23 @@ def _ar_step(
     state: VideoState,
     order: Int[Array, "b n"],
     number: Int[Array, " b"] | None,
-    tokens: Float[Array, "b r p"],
+    filling: Filling,
     row: tuple[Any, ...],
     *,
     bucket: Bucket,
     plan: FramePlan,
     parallelism: Parallelism,
-) -> Float[Array, "b r p"]:
+) -> Filling:
     """One AR step."""
 
     def run(
-        params: Any, indicators: Any, state: Any, order: Any, number: Any, tokens: Any, row: Any
+        params: Any, indicators: Any, state: Any, order: Any, number: Any, filling: Any, row: Any
     ) -> Any:
         model = nnx.merge(graph, params)
-        return plan.ar_step(model, indicators, state, order, number, tokens, row, bucket)
+        return plan.ar_step(model, indicators, state, order, number, filling, row, bucket)
 
     axes = (None, 0, 0, 0, 0, 0, None)
-    return parallelism(run, axes, 0)(params, indicators, state, order, number, tokens, row)
+    return parallelism(run, axes, 0)(params, indicators, state, order, number, filling, row)
 
 
 @functools.partial(jax.jit, static_argnames="plan")

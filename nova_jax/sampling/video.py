@@ -120,12 +120,22 @@ def frame_by_frame(
 ) -> NextFrame:
     """What makes the next frame of states like this one, as one program or, watched, step by step.
 
+    Where first frames are drawn otherwise than later ones there are two programs, and all samples
+    of a state are at a first frame, or none.
+
     Raises:
         NovaError: the sampler does not run here.
     """
-    if on_step is None:
-        return compiled_step(model, state, schedule, sampling, parallelism=parallelism)
-    return StepByStep.of(model, schedule, sampling, on_step, parallelism=parallelism)
+
+    def drawing(sampling: SamplingConfig) -> NextFrame:
+        if on_step is None:
+            return compiled_step(model, state, schedule, sampling, parallelism=parallelism)
+        return StepByStep.of(model, schedule, sampling, on_step, parallelism=parallelism)
+
+    first, later = (drawing(sampling.of_frame(frame)) for frame in (0, 1))
+    if sampling.later_inference_steps is None:
+        return first
+    return lambda state, kept: (later if int(state.frame[0]) else first)(state, kept)
 
 
 def generate_in_one(
@@ -142,8 +152,13 @@ def generate_in_one(
     slots = config.slots(frames)
     state = begin(model.config, conditions, negative, keys, slots=slots)
 
-    def one_frame(state: VideoState, _: None) -> tuple[VideoState, Array]:
-        return next_frame(model, state, schedule=schedule, sampling=config)
+    def draw(state: VideoState, first: int, end: int) -> tuple[VideoState, Array]:
+        sampling = config.of_frame(first)
+        one = lambda state, _: next_frame(model, state, schedule=schedule, sampling=sampling)  # noqa: E731
+        return jax.lax.scan(one, state, length=end - first)
 
-    _, video = jax.lax.scan(one_frame, state, length=frames)
+    same = config.of_frame(0) == config.of_frame(1)
+    state, video = draw(state, 0, frames if same else 1)
+    if not same:
+        video = jnp.concatenate([video, draw(state, 1, frames)[1]])
     return video.swapaxes(0, 1)

@@ -8,6 +8,7 @@ that training never shows, four pictures of each, in GenEval's layout. The judge
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -48,7 +49,7 @@ class Digits:
         """Its own, always the same."""
         if folder is not None:
             raise NovaError("the suite digits has its own prompts; leave --prompts away")
-        questions = make_scene_questions(QUESTIONS, seed=0)
+        questions = _questions()
         told = json.dumps([question.prompt for question in questions])
         items = [
             _item(number, question)
@@ -81,7 +82,7 @@ class Digits:
             raise NovaError(f"{files[0]} and {files[1]} are both of digits; give one of them")
         lines = _read(files[0])
         made = [line for line in lines if line["group"] != "real"]
-        whole = Counter(question.scene.task for question in make_scene_questions(QUESTIONS, seed=0))
+        whole = Counter(question.scene.task for question in _questions())
         found = Counter(line["task"] for line in made)
         missing = [
             f"digits {task}: {found[task]} of {SAMPLES * count} pictures"
@@ -106,6 +107,12 @@ class Digits:
         return Scores(values, missing, notes)
 
 
+@functools.cache
+def _questions() -> Sequence[SceneQuestion]:
+    """Those of every run."""
+    return make_scene_questions(QUESTIONS, seed=0)
+
+
 def _item(number: int, question: SceneQuestion) -> Item:
     folder = f"images/{number:05}"
     metadata = dataclasses.asdict(question.scene) | {
@@ -121,7 +128,7 @@ def _item(number: int, question: SceneQuestion) -> Item:
 
 def _judged(judges: SceneJudges, out: Path, prompts: Prompts) -> list[dict[str, Any]]:
     """A line for each picture of a run."""
-    questions = {q.prompt: q for q in make_scene_questions(QUESTIONS, seed=0)}
+    questions = {q.prompt: q for q in _questions()}
     return [
         _line(judges, question, media.read_image(out / target.path), target.path)
         for item in prompts.items

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 from etils.epath import Path
 
-from nova_jax.checkpoints.integrity import CONFIG
+from nova_jax.checkpoints.integrity import CONFIG, read_config
 from nova_jax.checkpoints.run import complete_checkpoints
 from nova_jax.distributed.lock import holder
 from nova_jax.errors import NovaError
-from nova_jax.files import read_json
 from nova_jax.training.metrics import METRICS, whole_lines
 from nova_jax.training.step import not_finite
 
@@ -72,12 +71,11 @@ def read_status(workdir: Path) -> Status:
     """Reads where the run in a directory stands; changes nothing there.
 
     Raises:
-        NovaError: there is no run in it.
+        NovaError: there is no run in it, or its config is damaged.
     """
-    file = workdir / CONFIG
-    if not file.exists():
+    config = read_config(workdir) if (workdir / CONFIG).exists() else {}
+    if (steps := config.get("steps")) is None:  # a model directory has a config, too
         raise NovaError(f"{workdir} holds no run; give the --workdir of one")
-    steps = read_json(file, "it is no config of a run")["steps"]
     step, validation = 0, None
     speed: dict[str, float] = {}
     losses: dict[str, deque[float]] = {}

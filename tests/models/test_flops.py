@@ -33,6 +33,17 @@ def test_padding_adds_less_than_5_percent(steps, most):
     assert len(buckets) <= most
 
 
+def test_a_cache_of_four_steps_saves_two_thirds_of_the_released_video_model():
+    frames = [set_sizes(VIDEO.num_tokens, 64).tolist()] * 9
+    options = dict(batch=1, passes=2, slots=9, diffusion_steps=25, condition_tokens=258)
+    whole = flops.of_generation(VIDEO, sets=frames, **options)
+    cached = flops.of_generation(VIDEO, sets=frames, feature_cache=4, **options)
+    assert whole["spatial decoder"] == pytest.approx(1479e12, rel=0.01)
+    assert 2.8 < sum(whole.values()) / sum(cached.values()) < 3.6
+    same = flops.of_generation(VIDEO, sets=frames, feature_cache=1, **options)
+    assert same == whole
+
+
 def test_spatial_flops_are_what_xla_counts():
     config = dataclasses.replace(
         VIDEO,
@@ -48,7 +59,17 @@ def test_spatial_flops_are_what_xla_counts():
         decoder = nnx.merge(graph, state).spatial_decoder
         return decoder(visible, 20, order, indicators, only=(jnp.asarray(20), 12))
 
-    shapes = [jnp.zeros((1, 20, 16)), jnp.zeros((1, 64), int), jnp.zeros((1, 16, 128))]
-    counted = jax.jit(step).lower(state, *shapes).compile().cost_analysis()["flops"]
+    def revised(state, visible, order, indicators):
+        decoder, first = nnx.merge(graph, state).spatial_decoder, jnp.asarray(7)
+        known, only = decoder.unknown(1), (jnp.asarray(20), 12)
+        part = (visible, 20, order[:, :25], indicators[:, :0], only)
+        return decoder.revise(known, *part, first=first, most=20)[0]
+
+    def counted(step, visible):
+        shapes = [jnp.zeros((1, visible, 16)), jnp.zeros((1, 64), int), jnp.zeros((1, 16, 128))]
+        return jax.jit(step).lower(state, *shapes).compile().cost_analysis()["flops"]
+
     # XLA counts additions, norms and activations too; the last block projects unused queries.
-    assert counted == pytest.approx(flops.spatial_step(config, 20, 12), rel=0.15)
+    assert counted(step, 20) == pytest.approx(flops.spatial_step(config, 20, 12), rel=0.15)
+    assert counted(revised, 25) == pytest.approx(flops.revised_step(config, 20, 12), rel=0.15)
+    assert counted(revised, 25) < 0.65 * counted(step, 20)  # of 64 tokens

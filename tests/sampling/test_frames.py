@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import small
 from flax import nnx
-from small import make
+from small import conditions, make
 
 from nova_jax.distributed.mesh import (
     SampleParallelism,
@@ -39,15 +39,6 @@ CONFIG = dataclasses.replace(
     small.CONFIG, latent_size=(8, 8), spatial_decoder="vit_d2w32", diffusion_head="mlp_d1w32"
 )
 SAMPLING = SamplingConfig(2, 3, GuidanceConfig(scale=3.0))
-
-
-def conditions(batch):
-    return Conditions(
-        text=jax.random.normal(jax.random.key(5), (batch, 4, 8)),
-        text_length=jnp.arange(batch, dtype=jnp.int32) % 4 + 1,
-        flow=jnp.full(batch, 5.0),
-        fps=jnp.full(batch, 12.0),
-    )
 
 
 def rows(tree, index):
@@ -137,7 +128,16 @@ def test_noise_on_frames_changes_those_that_follow():
     assert float(jnp.abs(noised[:, 1:] - plain[:, 1:]).max()) > 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"window": 3}, {"context_noise": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 3},
+        {"context_noise": 0.1},
+        {"later_inference_steps": 1},
+        {"num_inference_steps": 4, "feature_cache": 2},
+    ],
+)
 def test_one_program_of_all_frames_gives_the_same(options):
     keys = jax.random.split(jax.random.key(9), 2)
     config = dataclasses.replace(SAMPLING, **options)

@@ -30,6 +30,8 @@ WIDE = NovaConfig.from_dict(
                    "latent_size": (24, 24), "diffusion_head": "mlp_d3w192", "frames": 4}
 )  # fmt: skip
 
+DEEP = NovaConfig.from_dict(WIDE.to_dict() | {"spatial_decoder": "vit_d16w128", "frames": 2})
+
 
 def laid_out(config, schedule, sampling, *, samples):
     """Bytes that the program of a frame takes, and those of the parameters."""
@@ -61,16 +63,18 @@ def laid_out(config, schedule, sampling, *, samples):
 
 
 @pytest.mark.parametrize(
-    ("config", "schedule", "guidance", "samples", "window"),
+    ("config", "schedule", "samples", "options"),
     [
-        (WIDE, FlowMatchingSchedule(), GuidanceConfig(), 32, None),
-        (dataclasses.replace(WIDE, frames=64), DDPMSchedule(), GuidanceConfig(scale=1.0), 8, None),
-        (dataclasses.replace(WIDE, frames=64), FlowMatchingSchedule(), GuidanceConfig(), 8, 32),
+        (WIDE, FlowMatchingSchedule(), 32, {}),
+        (dataclasses.replace(WIDE, frames=64), DDPMSchedule(), 8,
+         {"guidance": GuidanceConfig(scale=1.0)}),
+        (dataclasses.replace(WIDE, frames=64), FlowMatchingSchedule(), 8, {"window": 32}),
+        (DEEP, FlowMatchingSchedule(), 32, {"feature_cache": 4, "num_inference_steps": 8}),
     ],
-    ids=["steps of a frame", "many frames", "a window of them"],
-)
-def test_the_estimate_is_close_to_what_is_laid_out(config, schedule, guidance, samples, window):
-    sampling = dataclasses.replace(SAMPLING, guidance=guidance, window=window)
+    ids=["steps of a frame", "many frames", "a window of them", "keys and values"],
+)  # fmt: skip
+def test_the_estimate_is_close_to_what_is_laid_out(config, schedule, samples, options):
+    sampling = dataclasses.replace(SAMPLING, **options)
     needed, parameters = laid_out(config, schedule, sampling, samples=samples)
     options = {"samples": samples, "frames": config.frames, "itemsize": 4}
     guess = generation_bytes(config, schedule, sampling, parameters=parameters, **options)

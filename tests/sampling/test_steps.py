@@ -43,6 +43,15 @@ def test_watching_changes_nothing(pipeline, unwatched, untrained):
     np.testing.assert_array_equal(steps[1].revealed, seen[1].revealed)
 
 
+def test_a_cache_and_fewer_steps_later_are_watched(pipeline):
+    options = OPTIONS | {"feature_cache": 2, "later_inference_steps": 2, "num_frames": 3}
+    seen = []
+    plain = pipeline(PROMPTS, **options)
+    watched = pipeline(PROMPTS, **options, on_step=seen.append)
+    np.testing.assert_allclose(watched.latents, plain.latents, atol=TRAJECTORY)
+    assert [(p.frame, p.steps) for p in seen] == [(0, 4)] * 4 + [(1, 2)] * 2 + [(2, 2)] * 2
+
+
 def test_what_is_shown_is_gray_where_nothing_is_revealed(pipeline, unwatched):
     seen = []
     pipeline(PROMPTS, **OPTIONS, on_step=seen.append)

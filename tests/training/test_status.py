@@ -5,14 +5,16 @@ import json
 import pytest
 from etils.epath import Path
 
+from nova_jax.checkpoints.integrity import FORMAT
 from nova_jax.distributed.lock import hold
 from nova_jax.errors import NovaError
+from nova_jax.pipeline import SHIPPED
 from nova_jax.training.metrics import MetricWriter
 from nova_jax.training.status import RECENT, read_status
 
 
 def workdir_of(tmp_path, steps):
-    (tmp_path / "config.json").write_text(json.dumps({"steps": steps}))
+    (tmp_path / "config.json").write_text(json.dumps(FORMAT | {"steps": steps}))
     return Path(tmp_path)
 
 
@@ -53,3 +55,5 @@ def test_a_run_that_has_just_begun(tmp_path):
 def test_a_directory_without_a_run_is_named(tmp_path):
     with pytest.raises(NovaError, match="holds no run; give the --workdir of one"):
         read_status(Path(tmp_path))
+    with pytest.raises(NovaError, match="holds no run; give the --workdir of one"):
+        read_status(Path(SHIPPED))
