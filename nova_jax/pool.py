@@ -133,10 +133,10 @@ class SessionPool:
                 self.leave(session)
                 raise
         made: dict[Session, Any] = {}
-        for self._drawn in self._groups():
-            together = [row for session in self._drawn for row in rows[session]]
+        for group in self._groups():
+            self._drawn, together = group, [row for session in group for row in rows[session]]
             drawn = iter(apart(self._program(self._joined(together), None)))
-            made |= {each: join([next(drawn) for _ in rows[each]]) for each in self._drawn}
+            made |= {session: join([next(drawn) for _ in rows[session]]) for session in group}
         results = []
         for session in self._members:
             own, frame = made[session]

@@ -54,7 +54,7 @@ class Group:
         if self._frames > 1:
             self.pace = time.monotonic() - started
         for session, job in list(self.jobs.items()):
-            job.step, job.filling, job.pace = (0, 1), None, self.pace
+            job.progress, job.filling, job.pace = (job.frame, 0, 1), None, self.pace
             if session not in self.pool.members:
                 del self.jobs[session]
                 job.finish(error)
@@ -75,6 +75,6 @@ class Group:
             pixels, self._looked = partial.pixels(self._pipeline.codec), now
         for row, session in enumerate(sessions):
             job = self.jobs[session]
-            job.step = (partial.step, partial.steps)
+            job.progress = (job.frame, partial.step, partial.steps)
             if pixels is not None:
                 job.filling = pixels[row]

@@ -49,7 +49,7 @@ class Job:
         call: arguments of that call.
         parts: pixel frames, as they came.
         filling: the frame that fills; None where nobody looked yet.
-        step: AR steps that were made of it, and all.
+        progress: latent frames that there are, AR steps of the next one, and all of its steps.
         pace: seconds of a frame; None for the first one of a kind, whose program is compiled.
         state: "waiting", "drawing" or "done".
         error: why there is none.
@@ -72,7 +72,7 @@ class Job:
         self.frames = frames
         self.parts: list[Part] = list(parts)
         self.filling: media.Picture | None = None
-        self.step: tuple[int, int] = (0, 1)
+        self.progress = (self.first, 0, 1)
         self.pace: float | None = None
         self.state = "waiting"
         self.error: Exception | None = None
@@ -86,8 +86,8 @@ class Job:
     @property
     def share(self) -> float:
         """What is done of it, from 0 to 1."""
-        now = self.frame - self.first + self.step[0] / self.step[1]
-        return min(1.0, now / max(1, self.frames - self.first))
+        frame, step, steps = self.progress
+        return min(1.0, (frame - self.first + step / steps) / max(1, self.frames - self.first))
 
     @property
     def seconds_left(self) -> float | None:

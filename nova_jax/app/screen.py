@@ -62,9 +62,10 @@ def status(studio: Studio, job: Job) -> str:
     if job.state == "waiting":
         before = studio.before(job)
         return f"waiting, {before} before it" if before else "waiting for its turn"
-    step = f"set {job.step[0]} of {job.step[1]}"
+    frame, made, steps = job.progress
+    step = f"set {made} of {steps}"
     if job.frames - job.first > 1:
-        step = f"frame {min(job.frame + 1, job.frames)} of {job.frames}, {step}"
+        step = f"frame {min(frame + 1, job.frames)} of {job.frames}, {step}"
     if job.stopping:
         return f"{step}; stopping after it"
     if (left := job.seconds_left) is None:

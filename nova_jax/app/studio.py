@@ -267,7 +267,7 @@ class Studio:
             nonlocal looked
             if job.stopping:
                 raise _Stopped
-            job.step = (partial.step, partial.steps)
+            job.progress = (0, partial.step, partial.steps)
             if time.monotonic() - looked > LOOK:
                 job.filling, looked = partial.pixels(self.pipeline.codec)[0], time.monotonic()
 

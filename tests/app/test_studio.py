@@ -1,5 +1,6 @@
 """What the app draws, without a page: for many people at once, and again to the byte."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -19,6 +20,12 @@ from nova_jax.pipeline import NovaPipeline
 
 ROWS = 3
 WINDOW = {"window": 3}
+# What this process has compiled others read.
+ENVIRONMENT = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,7 @@ def test_programs_make_the_same_bytes(takes, tmp_path, pipeline):
         "    exec(compile(pathlib.Path('again.py').read_text(), str(folder), 'exec'), {})\n"
     )
     folders = [str(tmp_path / name) for name in takes]
-    subprocess.run([sys.executable, "-c", program, *folders], check=True)
+    subprocess.run([sys.executable, "-c", program, *folders], check=True, env=ENVIRONMENT)
     for name, take in takes.items():
         (made,) = (tmp_path / name).glob(f"{take.recipe.name}.*")
         assert made.read_bytes() == (tmp_path / name / "expected").read_bytes(), name
@@ -130,7 +137,7 @@ def test_commands_make_the_same_bytes(takes, name, more, tmp_path, pipeline):
     assert command[:3] == ["python", "-m", "nova_jax.generate"]
     command = [sys.executable, *command[1:], "--out=output"]
     folder = item.preview.parent
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     made = folder / done.stdout.split("\n")[0]
     expected = next(file for file in item.files if file.suffix == made.suffix)
