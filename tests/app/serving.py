@@ -32,7 +32,7 @@ def app(model: Path, log: Path, *flags: str) -> Iterator[str]:
         process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(address, timeout=5).close()
