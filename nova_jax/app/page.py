@@ -26,7 +26,8 @@ THEME = gr.themes.Soft(
 CSS = f"""{screen.CSS}
 .nova-side {{ gap: 12px; }}
 .nova-tabs button[role=tab] {{ padding: 0 10px; }}
-.nova-files .remove-file, footer {{ display: none !important; }}
+.nova-yours .grid-container {{ padding-top: 28px; }}
+.nova-files .label-clear-button, .nova-yours .caption-label, footer {{ display: none !important; }}
 """
 
 
@@ -190,9 +191,10 @@ def _result() -> dict[str, Any]:
         parts["take_over"] = gr.Button("Take over prompt and seed", size="sm")
     parts["gallery"] = gr.Gallery(
         label="Yours",
-        columns=6,
+        columns=5,
         fit_columns=False,
-        height=150,
+        height=190,
+        elem_classes="nova-yours",
         object_fit="contain",
         allow_preview=False,
         format="png",
