@@ -265,7 +265,7 @@ class Events:
         """Finished takes on the screen, their files, and how the first one is made again."""
         recipe = items[0].take.recipe
         return _update(
-            screen=screen.finished([item.take for item in items], self.studio.pipeline.fps),
+            screen=screen.finished(items),
             files=[str(file) for item in items for file in item.files],
             command=recipe.command(),
             python=recipe.python(),

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from nova_jax import media
-from nova_jax.app.jobs import Job, Take
+from nova_jax.app.gallery import Item
+from nova_jax.app.jobs import Job
 from nova_jax.app.studio import Studio
 
 #: Side in pixels up to which pictures are shown pixel by pixel.
@@ -52,9 +53,9 @@ def live(studio: Studio, jobs: Sequence[Job]) -> str:
     return _screen([_live(studio, job) for job in jobs])
 
 
-def finished(takes: Sequence[Take], fps: float) -> str:
+def finished(items: Sequence[Item]) -> str:
     """Finished ones, side by side; videos loop."""
-    return _screen([_finished(take, fps) for take in takes])
+    return _screen([_finished(item) for item in items])
 
 
 def status(studio: Studio, job: Job) -> str:
@@ -94,12 +95,13 @@ def _live(studio: Studio, job: Job) -> str:
     )
 
 
-def _finished(take: Take, fps: float) -> str:
-    caption = f"<figcaption>{html.escape(take.recipe.title)}</figcaption>"
-    if len(take.clip) == 1:
-        return f"<figure>{_image(take.clip[0])}{caption}</figure>"
-    data = base64.b64encode(media.encode_mp4(media.enlarge(take.clip), fps)).decode()
-    video = f'<video{_kind(take.clip[0])} src="data:video/mp4;base64,{data}" autoplay loop muted '
+def _finished(item: Item) -> str:
+    clip = item.take.clip
+    caption = f"<figcaption>{html.escape(item.take.recipe.title)}</figcaption>"
+    if len(clip) == 1:
+        return f"<figure>{_image(clip[0])}{caption}</figure>"
+    data = base64.b64encode(item.files[0].read_bytes()).decode()
+    video = f'<video{_kind(clip[0])} src="data:video/mp4;base64,{data}" autoplay loop muted '
     return f"<figure>{video}playsinline controls></video>{caption}</figure>"
 
 

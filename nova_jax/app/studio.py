@@ -50,6 +50,9 @@ class Studio:
         rows: videos that are drawn together; a frame takes as long for one as for all.
         waiting: most requests that wait.
         each: most requests of one person that wait or are drawn.
+
+    Raises:
+        NovaError: memory is short for so many rows.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Studio:
     ) -> None:
         self.pipeline, self.named, self.rows = pipeline, dict(named or {}), rows
         self._most, self._each = waiting, each
+        self._check_memory()
         self._waiting: collections.deque[Job] = collections.deque()
         self._groups: list[Group] = []
         self._open: list[Job] = []
@@ -184,6 +188,15 @@ class Studio:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _check_memory(self) -> None:
+        """Raises a `NovaError` if there is no room for all rows at once."""
+        prompts: Any = ["" if self.takes_text else 0] * self.rows
+        whole: Any = {"batch_size": self.rows, "max_latent_length": self.pipeline.config.frames}
+        try:
+            self.pipeline.check_memory(self.pipeline.request(prompts, **whole))
+        except NovaError as error:
+            raise NovaError(f"{self.rows} rows are too many: {error}") from error
 
     def _recipe(
         self, prompt: str, seed: int, frames: int, given: Given, options: Any, **more: Any

@@ -1,7 +1,10 @@
 """The served app without a browser: many people at once, and what it refuses."""
 
 import json
+import subprocess
+import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
-from serving import app
+from serving import app, free_port
 
 from nova_jax import media
 from nova_jax.app import inputs
@@ -157,3 +160,48 @@ def test_the_page_asks_for_nothing_from_elsewhere(served):
         config = json.loads(answer.read())
     assert config["analytics_enabled"] is False
     assert "Traceback" not in served[1].read_text()
+
+
+def test_a_page_that_is_closed_stops_its_requests(untrained, tmp_path, monkeypatch):
+    """Its rows are for others then."""
+    from nova_jax.app import page
+    from nova_jax.app.studio import Studio
+
+    class Endless(page.Events):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.lengths = [3000]
+
+    monkeypatch.setattr(page, "Events", Endless)
+    pipeline = NovaPipeline.from_checkpoint(untrained, devices=jax.devices()[:1])
+    pipeline.sampling = pipeline.sampling_with(window=3)
+    studio, port = Studio(pipeline, rows=1), free_port()
+    built = page.build(studio, tmp_path)
+    page.launch(built, "127.0.0.1", port, block=False)
+    api, mine = f"http://127.0.0.1:{port}/gradio_api", {"session_hash": "closing"}
+    (function,) = (index for index, event in built.fns.items() if event.api_name == "text_to_video")
+    given = [3000, None, "a red one", 1, False, "", *SAME]
+    httpx.post(f"{api}/queue/join", json={"data": given, "fn_index": function, **mine})
+    with httpx.stream("GET", f"{api}/queue/data", params=mine, timeout=600) as events:
+        next(line for line in events.iter_lines() if "frame 2 of 3000" in line)
+        (job,) = studio.of("closing")
+    deadline = time.monotonic() + 240
+    while job.state != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert job.stopping and studio.of("closing") == []
+    built.close()
+    studio.close()
+
+
+def test_what_is_missing_or_taken_is_one_line(served, untrained):
+    hidden = "import runpy, sys; sys.modules['gradio'] = None; sys.argv = ['app']; "
+    hidden += "runpy.run_module('nova_jax.app', run_name='__main__', alter_sys=True)"
+    taken = [f"--checkpoint={untrained}", f"--port={served[0].rpartition(':')[2]}"]
+    for command, message in (
+        (["-c", hidden], "the app needs gradio: pip install 'nova_jax[app]'"),
+        (["-m", "nova_jax.app", *taken], "cannot be served; give another --port or --host"),
+    ):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr
+        assert done.stderr.count("\n") == 1
