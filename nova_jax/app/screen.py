@@ -22,7 +22,7 @@ from nova_jax.app.studio import Studio
 #: Side in pixels up to which pictures are shown pixel by pixel.
 SMALL = 128
 #: Frames in a film strip: the last ones.
-STRIP = 16
+STRIP = 11
 
 CSS = """
 .nova-screen { display: flex; flex-wrap: wrap; gap: 16px; justify-content: center;
@@ -64,9 +64,10 @@ def status(studio: Studio, job: Job) -> str:
         before = studio.before(job)
         return f"waiting, {before} before it" if before else "waiting for its turn"
     frame, made, steps = job.progress
-    step = f"set {made} of {steps}"
-    if job.frames - job.first > 1:
-        step = f"frame {min(frame + 1, job.frames)} of {job.frames}, {step}"
+    several = job.frames - job.first > 1
+    parts = [f"frame {min(frame + 1, job.frames)} of {job.frames}"] if several else []
+    parts += [f"set {made} of {steps}"] if made else []
+    step = ", ".join(parts) or "beginning"
     if job.stopping:
         return f"{step}; stopping after it"
     if (left := job.seconds_left) is None:
