@@ -25,6 +25,7 @@ from nova_jax import recipes
 from nova_jax.config import Seed, convert, described
 from nova_jax.errors import NovaError
 from nova_jax.files import cache_folder
+from nova_jax.kernels.diffusion_sampler import tuning
 from nova_jax.rewriting import instructions
 from nova_jax.rewriting.interface import Rewriter
 from nova_jax.rewriting.language_model import LanguageModelRewriter
@@ -79,6 +80,16 @@ class _Parser(flags.ArgumentParser[Any]):
 def define(name: str, kind: Any, default: Any, help: str) -> flags.FlagHolder[Any]:
     """A flag of a type as configs and the library have it, such as `nova_jax.config.Count`."""
     return flags.DEFINE(_Parser(name, kind), name, default, help)
+
+
+def define_tune() -> None:
+    """Defines --tune, for commands that draw."""
+    flags.DEFINE_enum(
+        "tune",
+        None,
+        ["on", "off"],
+        f'Whether sampler "auto" times both samplers once on a GPU or TPU; else {tuning.VARIABLE}.',
+    )
 
 
 def present(*flags: flags.FlagHolder[Any]) -> str | None:
@@ -174,6 +185,8 @@ def _status(main: Callable[..., None], arguments: str | None, config: str | None
             positional = _parse(_with_config(sys.argv, config), arguments)
         except SystemExit:  # absl has printed what --help asks for
             return 0
+        if tune := flags.FLAGS.get_flag_value("tune", None):
+            os.environ[tuning.VARIABLE] = tune
         main(*([positional] if arguments else []))
     except NovaError as error:
         return _complain(str(error))

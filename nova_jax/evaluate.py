@@ -69,6 +69,7 @@ NUM_PROMPTS = cli.define("num_prompts", Annotated[int, Range(2, 10**6)], 200, "P
 SEED = cli.define("seed", Natural, 0, "Of the prompts; the videos' seeds count on from it.")
 FRAMES = cli.define("frames", Count, None, "Frames of a video; by default the model's own.")
 BATCH_SIZE = cli.define("batch_size", Count, 50, "Most videos made together.")
+cli.define_tune()
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 DRIFT = flags.DEFINE_bool(
     "drift", False, "Measure how the videos that are named drift; nothing is generated."

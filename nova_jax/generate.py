@@ -94,6 +94,7 @@ UNROLL = cli.define(
     1,
     "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
 )
+cli.define_tune()
 SCHEDULE = flags.DEFINE_string(
     "prompt_schedule",
     None,
