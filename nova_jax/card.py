@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PAPER = "https://arxiv.org/abs/2412.14169"
 #: Folders beside the card.
 PICTURES, RESULTS = "pictures", "results"
+_REAL = "real clips"
 _EVALUATION, _REPORT = "evaluation", "report"  # stems of what `nova_jax.evaluate` writes
 #: How pictures are shown, by their suffix.
 SHOWN = dict.fromkeys((".png", ".gif", ".jpg", ".jpeg"), "![{0}]({1})")
@@ -48,6 +49,7 @@ class Score:
         value: in percent where there is an interval, else as its report has it.
         interval: of 95 %, in percent; None where the results have none.
         judged: of how many; None where the results do not say.
+        of_model: whether the model made what was judged; else it is there to compare with.
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class Score:
     value: float
     interval: tuple[float, float] | None = None
     judged: int | None = None
+    of_model: bool = True
 
     def text(self) -> str:
         """As a cell of a table."""
@@ -72,6 +75,7 @@ class Results:
         file: as `nova_jax.evaluate` wrote it.
         heading: what was done.
         scores: of the table: metrics down, datasets across.
+        of: what all of the datasets are, where their names do not say.
         notes: what a reader of the scores should know.
         pictures: files that go with it.
     """
@@ -79,6 +83,7 @@ class Results:
     file: Path
     heading: str
     scores: Sequence[Score]
+    of: str = ""
     notes: Sequence[str] = ()
     pictures: Sequence[Path] = ()
 
@@ -133,11 +138,12 @@ def _read(file: Path, fingerprint: str) -> list[Results]:
 def _of_digits(file: Path, values: Mapping[str, Any]) -> Results:
     """evaluation.json: by group of prompts, and the judges on real clips."""
     groups = {f"{group} combinations": scores for group, scores in values["scores"].items()}
-    groups |= {"real clips": values["judges_on_real_digits"]["scores"]["all"]}
+    groups |= {_REAL: values["judges_on_real_digits"]["scores"]["all"]}
 
     def score(group: str, metric: str, found: Mapping[str, Any]) -> Score:
         low, high = (100 * float(end) for end in found["interval"])
-        return Score(group, metric, 100 * float(found["rate"]), (low, high), int(found["total"]))
+        rate, total = 100 * float(found["rate"]), int(found["total"])
+        return Score(group, metric, rate, (low, high), total, of_model=group != _REAL)
 
     heading = (
         f"Moving digits, {len(values['answers'])} prompts from seed {values['seed']}, "
@@ -151,6 +157,7 @@ def _of_digits(file: Path, values: Mapping[str, Any]) -> Results:
         file,
         heading,
         [score(group, *item) for group, found in groups.items() for item in found.items()],
+        of="moving digits",
         pictures=[path for path in drawn if path.is_file()],
     )
 
@@ -276,19 +283,21 @@ def _entries(task: str, results: Results) -> list[EvalResult]:
         EvalResult(
             task_type=task,
             dataset_type="nova_jax",
-            dataset_name=score.dataset,
+            dataset_name=f"{results.of}, {score.dataset}" if results.of else score.dataset,
             metric_type="accuracy" if score.interval else "score",
             metric_name=score.metric,
             metric_value=round(score.value, 4),
             metric_args=known(score),
         )
         for score in results.scores
+        if score.of_model
     ]
 
 
 def _summary(facts: Facts) -> str:
     height, width = facts.size
-    drawn = f"{facts.frames} frames" if facts.frames > 1 else "pictures"
+    drawn = "pictures and videos" if facts.model.is_video else "pictures"
+    drawn = f"videos of {facts.frames} frames" if facts.frames > 1 else drawn
     told = "class labels" if facts.model.text_dim is None else "text"
     return (
         f"A [NOVA]({PAPER}) model of {facts.parameters / 1e6:,.1f} million parameters: {drawn} of "

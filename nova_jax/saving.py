@@ -11,6 +11,7 @@ package reads, too; any other model as a model directory of this project. Either
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -38,9 +39,9 @@ from nova_jax.checkpoints.integrity import FORMAT, write_checksums, write_config
 from nova_jax.checkpoints.model import MODEL_KEYS, save_model
 from nova_jax.checkpoints.open import NOTES, Checkpoint
 from nova_jax.checkpoints.parts import ReleasedPart
-from nova_jax.config import to_plain
+from nova_jax.config import convert, to_plain
 from nova_jax.errors import NovaError
-from nova_jax.files import unfinished
+from nova_jax.files import read_json, unfinished
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 from nova_jax.sampling.options import SamplingConfig
@@ -158,7 +159,6 @@ def push_to_hub(
         return str(_save(self, new_directory(dry_run), name, *shown))
     # Slow to import.
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
@@ -173,9 +173,10 @@ def push_to_hub(
                 create_pr=create_pr,
                 delete_patterns=list(WRITTEN),
             )
-        # The latter two are also what connections that fail raise.
-        except (HFValidationError, LocalTokenNotFoundError, OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # the hub's client has no one exception for it
+            # What the threads of an upload raise says no more than that there is a cause.
+            cause = error.__cause__ if isinstance(error, RuntimeError) else None
+            reason = (str(cause or error).strip() or repr(error)).splitlines()[0]
             raise NovaError(
                 f"{name} was not uploaded ({reason}); run `hf auth login` with a token that may "
                 "write, look at the network, and call it again"
@@ -192,6 +193,7 @@ def _save(
     pictures: Sequence[str | os.PathLike[str]],
 ) -> Path:
     """Writes a new directory; the card calls it by its name on the hub, if it has one."""
+    convert(str | None, license, "license")
     if jax.process_count() > 1:
         raise NovaError("one of several processes cannot save a pipeline; open it in a single one")
     found = [one for place in results for one in read_results(place, pipeline.fingerprint)]
@@ -210,11 +212,12 @@ def _save(
         else:
             _write_model(pipeline, new, config)
         for file in dict.fromkeys(one.file for one in found):
-            media.save(new / RESULTS / file.name, file.read_bytes())
+            values = _without_places(read_json(file, "evaluate again"))
+            media.save(new / RESULTS / file.name, json.dumps(values, indent=1).encode())
         copies = [media.save(new / PICTURES / path.name, path.read_bytes()) for path in shown]
         facts = Facts(
             name=name or out.name,
-            opened=name or str(out),
+            opened=name or out.name,
             model=pipeline.config,
             size=pipeline.size,
             frames=pipeline.codec.pixel_frames(pipeline.frames),
@@ -256,7 +259,7 @@ def _config(pipeline: Pipeline) -> dict[str, Any]:
 def _without_places(value: Any) -> Any:
     """Plain values, with the last part alone of what is an absolute path."""
     if isinstance(value, Mapping):
-        return {key: _without_places(one) for key, one in value.items()}
+        return {_without_places(key): _without_places(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_without_places(one) for one in value]
     absolute = isinstance(value, str) and value.startswith(("/", "~")) and len(value) > 1
@@ -297,16 +300,10 @@ def _write_model(pipeline: Pipeline, directory: Path, config: Mapping[str, Any])
     """Writes a model directory of this project, with the files of frozen parts that have some."""
     state = nnx.to_pure_dict(nnx.state(pipeline.model))
     named = {"codec": pipeline.codec, "text_encoder": pipeline.text_encoder}
-    parts: dict[str, Any] = dict.fromkeys(named)
-    for key, part in named.items():
-        if part is None:
-            continue
-        source = _source(part)
-        parts[key] = to_plain(part if source is None else ReleasedPart(f"./{KEPT}"))
-        if source is not None:
-            folders = ("vae",) if key == "codec" else ("text_encoder", "tokenizer")
-            copy_frozen(source, directory / KEPT, only={*folders, *_LICENCES})
+    sources = {key: _source(part) for key, part in named.items() if part is not None}
+    kept = to_plain(ReleasedPart(f"./{KEPT}"))
     model = {"model": pipeline.config.to_dict(), "schedule": to_plain(pipeline.schedule)}
+    parts = {key: kept if sources.get(key) else to_plain(part) for key, part in named.items()}
     save_model(
         directory,
         variables=flatten_dict(state, sep="."),
@@ -314,6 +311,10 @@ def _write_model(pipeline: Pipeline, directory: Path, config: Mapping[str, Any])
         step=config["step"],
         dtype=None,
     )
+    folders = {"codec": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
+    for key, source in sources.items():
+        if source is not None:
+            copy_frozen(source, directory / KEPT, only={*folders[key], *_LICENCES})
     write_checksums(directory)
 
 
