@@ -27,9 +27,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
     words = list(map(str, command))
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment)
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=kept | variables)
 
 
 def must(*command: object, cwd: Path) -> None:
