@@ -192,8 +192,7 @@ class Facts:
     """What a card tells of a model, beside results and pictures.
 
     Attributes:
-        name: heading of the card.
-        opened: what `from_pretrained` opens it by.
+        name: heading of the card, and what `from_pretrained` opens it by.
         model: sizes of the transformer.
         size: height and width of what it draws, in pixels.
         frames: pixel frames of a video unless told otherwise.
@@ -206,7 +205,6 @@ class Facts:
     """
 
     name: str
-    opened: str
     model: NovaConfig
     size: tuple[int, int]
     frames: int
@@ -310,7 +308,7 @@ def _use(facts: Facts) -> str:
     asked = 0 if facts.model.text_dim is None else prompts[0]
     code = (
         "```python\nfrom nova_jax.pipeline import NovaPipeline\n\n"
-        f"pipeline = NovaPipeline.from_pretrained({json.dumps(facts.opened)})\n"
+        f"pipeline = NovaPipeline.from_pretrained({json.dumps(facts.name)})\n"
         f"frames = pipeline({json.dumps(asked)}, seed=0).frames[0]  # uint8 [F, H, W, 3]\n```"
     )
     note = (

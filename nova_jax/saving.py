@@ -1,7 +1,7 @@
 """Giving a pipeline back: a directory that opens again, and the same on the Hugging Face hub.
 
-Whatever the release's frozen parts are in is saved in the released layout, which the PyTorch
-package reads, too; any other model as a model directory of this project. Either has a model card.
+A model with the frozen parts of one release is saved in the released layout, which the PyTorch
+package reads, too; any other as a model directory of this project. Either has a model card.
 
     README.md            the card, with pictures/ and results/ that it shows
     nova_jax.json        of the released layout: how it generates, its data and training
@@ -152,7 +152,7 @@ def push_to_hub(
     Raises:
         NovaError: The hub is out of reach or refuses; or as `save_pretrained`.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", convert(str, name, "name")):
         raise NovaError(f"{name!r} is no name on the Hugging Face hub; give OWNER/NAME")
     shown = (license, results, pictures)
     if dry_run is not None:
@@ -217,7 +217,6 @@ def _save(
         copies = [media.save(new / PICTURES / path.name, path.read_bytes()) for path in shown]
         facts = Facts(
             name=name or out.name,
-            opened=name or out.name,
             model=pipeline.config,
             size=pipeline.size,
             frames=pipeline.codec.pixel_frames(pipeline.frames),
@@ -241,8 +240,8 @@ def _config(pipeline: Pipeline) -> dict[str, Any]:
     """
     origin = pipeline.origin
     known: Mapping[str, Any] = origin.config if origin else {}
-    apart = {*MODEL_KEYS, *FORMAT, "step"}
-    training = known.get("training") or {k: v for k, v in known.items() if k not in apart}
+    others = {*MODEL_KEYS, *FORMAT, "step"}
+    training = known.get("training") or {k: v for k, v in known.items() if k not in others}
     if origin is not None and origin.kind == "run":
         training = {**training, "weights": getattr(origin, "weights", None)}
     told = {"dataset": known.get("dataset"), "training": training}
