@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import small
 from flax import nnx
-from flax.traverse_util import flatten_dict
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
@@ -69,7 +68,7 @@ def workdir(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("run") / "mine"
     config = TrainConfig.from_dict(small.RUN | {"motion_flow": 1.25})
     claim_workdir(place, config.to_dict())
-    params = flatten_dict(nnx.to_pure_dict(nnx.state(small.make(config.model))), sep=".")
+    params = small.draw_variables(config.model)
     frozen = {"text_embed.buffer": params.pop("text_embed.buffer")}
     with RunCheckpoints(place, keep_latest=1, keep_best=0) as checkpoints:
         trees = {"params": params, "ema": jax.tree.map(lambda x: x / 2, params), "frozen": frozen}
