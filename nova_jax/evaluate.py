@@ -257,6 +257,7 @@ def _judge(out: Path) -> None:
     print(judged.text(CHECKPOINT.value), flush=True)  # whatever becomes of the files
     facts = {
         "checkpoint": str(CHECKPOINT.value),
+        "fingerprint": pipeline.fingerprint,
         "seed": SEED.value,
         "frames": judged.frames,
         "sampling": dataclasses.asdict(pipeline.sampling),
