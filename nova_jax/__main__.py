@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 # In the order of use.
-COMMANDS = ("demo", "prepare", "train", "generate", "evaluate", "convert", "parity", "plan")
+COMMANDS = ("demo", "prepare", "train", "generate", "app", "evaluate", "convert", "parity", "plan")
 _PACKAGE = Path(__file__).parent
 
 

@@ -10,8 +10,8 @@
 Writes one MP4 for each prompt and seed (a PNG where there is one frame) and prints their paths, a
 batch as soon as it is made; nothing that exists is overwritten. Small videos are enlarged by a
 whole factor for viewing.
-With --stream, --prompt_schedule, --save_session or --resume_session all prompts are one session,
-see docs/sessions.md.
+With --stream, --prompt_schedule, --save_session, --resume_session, --stop_after or --rows all
+prompts are one session, see docs/sessions.md.
 With --export nothing is generated; docs/export.md has what is written and how it is run.
 """
 
@@ -28,26 +28,18 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from nova_jax import cli, media
-from nova_jax.arguments import DType
 from nova_jax.config import Count, FrameRate, MotionScore, Range, Seed
 from nova_jax.errors import NovaError
 from nova_jax.export import destination, export
 from nova_jax.files import new_output, output_folder
 from nova_jax.live import ClipFile, Cue, play, read_schedule
-from nova_jax.pipeline import SHIPPED, NovaPipeline
+from nova_jax.pipeline import NovaPipeline
 from nova_jax.request import Output
 from nova_jax.sampling.options import OPTIONS
 from nova_jax.session import Session
+from nova_jax.shared_flags import ModelFlags, RewriterFlags
 
-CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    str(SHIPPED),
-    "Model directory, --workdir of a training run, or a released model: its directory or its id on "
-    "the Hugging Face hub.",
-)
-WEIGHTS = flags.DEFINE_enum(
-    "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."
-)
+MODEL = ModelFlags()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
@@ -64,16 +56,9 @@ MASK = flags.DEFINE_string(
 OUTPAINT = flags.DEFINE_string(
     "outpaint", None, "TOP,RIGHT,BOTTOM,LEFT: pixels to paint around --image or --video."
 )
-SIZE = flags.DEFINE_string("size", None, "HEIGHTxWIDTH in pixels; the model's own by default.")
 FRAMES = cli.define("frames", Count, None, "Frames of a video; 1 makes a picture.")
 SEED = cli.define("seed", Seed, 0, "Same seed and prompt, same video.")
 COPIES = cli.define("num_images_per_prompt", Count, 1, "Samples of each.")
-DTYPE = cli.define(
-    "dtype",
-    DType,
-    "float32",
-    "Type of the computation and of the parameters; bfloat16 takes half the memory.",
-)
 BATCH_SIZE = cli.define(
     "batch_size", Count, None, "Most videos made together, 32 by default; 1 in an export."
 )
@@ -88,17 +73,11 @@ UPSCALE = cli.define(
     192,
     "Enlarge by a whole factor to at least this short side; 1: no.",
 )
-UNROLL = cli.define(
-    "unroll",
-    Count,
-    1,
-    "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
-)
-cli.define_tune()
 SCHEDULE = flags.DEFINE_string(
     "prompt_schedule",
     None,
-    '"0:a red seven;16:a blue seven": prompts, and the latent frames they hold from.',
+    '"0:a red seven;16:a blue seven": prompts, and the latent frames they hold from; "16@7:a blue '
+    'seven" draws what follows with seed 7.',
 )
 STREAM = flags.DEFINE_bool(
     "stream", False, "Write frames as they come; a killed run leaves a file that plays."
@@ -112,18 +91,27 @@ RESUME = flags.DEFINE_string(
     "Saved session to go on with; --max_latent_length says how many latent frames follow, --prompt "
     "and --seed change it.",
 )
+STOP_AFTER = cli.define(
+    "stop_after", Count, None, "Latent frames after which a session is stopped, before --frames."
+)
+ROWS = cli.define(
+    "rows",
+    Count,
+    None,
+    "Draw in a pool of so many rows, as the app does: the last bit of a sample depends on it.",
+)
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
 )
-REWRITER = cli.RewriterFlags()
+REWRITER = RewriterFlags()
 # What an export has no place for: it is given when the programs are run.
 LATER = (
     *(PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, SEED, COPIES),
-    *(OUT, GIF, FPS, UPSCALE, SCHEDULE, STREAM, SAVE, RESUME),
+    *(OUT, GIF, FPS, UPSCALE, SCHEDULE, STREAM, SAVE, RESUME, STOP_AFTER, ROWS),
     *REWRITER.all,
 )
 # What makes a request a session, and what a session that goes on has already.
-SESSION = (SCHEDULE, STREAM, SAVE, RESUME)
+SESSION = (SCHEDULE, STREAM, SAVE, RESUME, STOP_AFTER, ROWS)
 RESUMED = (PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, FRAMES, COPIES)
 
 
@@ -150,7 +138,7 @@ def main() -> None:
             )
         destination(EXPORT.value)  # says before anything is loaded what is wrong with it
         files = export(
-            _load(CHECKPOINT.value),
+            MODEL.load(),
             EXPORT.value,
             batch_size=BATCH_SIZE.value or 1,
             num_frames=FRAMES.value,
@@ -162,9 +150,11 @@ def main() -> None:
     given = _given()
     out, saved = output_folder(OUT.value), SAVE.value and new_output(SAVE.value)
     live = any(flag.value for flag in SESSION)
-    if live and (name := cli.present(BATCH_SIZE, GIF)):
+    if live and (name := cli.present(BATCH_SIZE)):
         raise NovaError(f"--{name} has no place in a session; leave it away")
-    pipeline = _load(CHECKPOINT.value)
+    if STREAM.value and GIF.value:
+        raise NovaError("--gif has no place beside --stream, whose file grows; leave one away")
+    pipeline = MODEL.load()
     fps = FPS.value or pipeline.fps
     if GIF.value and fps > media.GIF_CLOCK:
         raise NovaError(f"a GIF has at most {media.GIF_CLOCK} frames a second, not --fps={fps:g}")
@@ -230,8 +220,10 @@ def _play(session: Session, cues: list[Cue], out: Path, fps: float, saved: Path 
     The session is saved at its end, also where that comes early: nothing that was drawn is lost.
     """
     assert session.frames is not None
-    first = session.frame
-    frames = play(session, session.frames - first, cues)
+    first, last = session.frame, min(session.frames, STOP_AFTER.value or session.frames)
+    if last <= first:
+        raise NovaError(f"--stop_after={last} is in what is given, {first} latent frames; go on")
+    frames = play(session, last - first, cues, rows=ROWS.value)
     try:
         _write_session(session, frames, out, fps)
     finally:
@@ -248,7 +240,7 @@ def _write_session(
     clips = (media.enlarge(clips, UPSCALE.value) for clips in frames)
     if not STREAM.value:
         for name, clip in zip(names, np.concatenate(list(clips), axis=1), strict=True):
-            print(media.save_clip(out / name, clip, fps), flush=True)
+            print(media.save_clip(out / name, clip, fps, gif=GIF.value), flush=True)
         return
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(ClipFile(out / f"{name}.mp4", fps)) for name in names]
@@ -279,6 +271,8 @@ def _prompts() -> tuple[list[str], list[Cue]]:
         first, *cues = cues
         if first.frame:
             raise NovaError(f"--prompt_schedule begins at frame {first.frame}; begin with 0:PROMPT")
+        if first.seed is not None:
+            raise NovaError(f"--prompt_schedule begins with a seed; give it as --seed={first.seed}")
         prompts = [first.prompt]
     if not prompts:
         raise NovaError('nothing to generate; give --prompt="..." or --prompt_file=FILE')
@@ -302,19 +296,6 @@ def _given() -> dict[str, Any]:
             raise NovaError(f"--outpaint={OUTPAINT.value} is not TOP,RIGHT,BOTTOM,LEFT in pixels")
         given["outpaint"] = [int(margin) for margin in margins]
     return given
-
-
-def _load(source: str) -> NovaPipeline:
-    """Loads whatever --checkpoint names."""
-    pipeline = NovaPipeline.from_pretrained(
-        source, weights=WEIGHTS.value, dtype=DTYPE.value, unroll=UNROLL.value
-    )
-    if SIZE.value is None:
-        return pipeline
-    height, x, width = SIZE.value.partition("x")
-    if not (x and height.isdecimal() and width.isdecimal()):
-        raise NovaError(f"--size={SIZE.value} is not HEIGHTxWIDTH, such as 480x768")
-    return pipeline.resized(int(height), int(width))
 
 
 def _labels(prompts: list[str]) -> list[int]:

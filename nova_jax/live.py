@@ -9,37 +9,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from nova_jax import media
 from nova_jax.errors import NovaError
+from nova_jax.pool import SessionPool
 from nova_jax.session import Session
 
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """A prompt, and the latent frame of the video, from 0, that it holds from."""
+    """A prompt, and the latent frame of the video, from 0, that it holds from.
+
+    Attributes:
+        frame, prompt: both.
+        seed: what is drawn with from there on; None for what was drawn with before.
+    """
 
     frame: int
     prompt: str
+    seed: int | None = None
 
 
 def read_schedule(text: str) -> list[Cue]:
-    """Cues from "FRAME:PROMPT;FRAME:PROMPT...", in the order of frames.
+    """Cues from "FRAME:PROMPT;FRAME@SEED:PROMPT...", in the order of frames.
 
     Raises:
         NovaError: it is not written so, or frames do not rise.
     """
     cues: list[Cue] = []
     for part in text.split(";"):
-        number, _, prompt = part.strip().partition(":")
-        if not (number.strip().isdecimal() and prompt.strip()):
+        start, _, prompt = part.strip().partition(":")
+        number, at, seed = (text.strip() for text in start.partition("@"))
+        if not (number.isdecimal() and prompt.strip() and (seed.isdecimal() if at else True)):
             raise NovaError(
                 f'prompt_schedule has {part.strip()!r}; write it as "0:a red seven;16:a blue seven"'
             )
-        cues.append(Cue(int(number), prompt.strip()))
+        cues.append(Cue(int(number), prompt.strip(), int(seed) if at else None))
     for one, other in itertools.pairwise(cues):
         if other.frame <= one.frame:
             raise NovaError(
@@ -49,26 +58,48 @@ def read_schedule(text: str) -> list[Cue]:
 
 
 def play(
-    session: Session, count: int, cues: Sequence[Cue] = ()
+    session: Session, count: int, cues: Sequence[Cue] = (), *, rows: int | None = None
 ) -> Iterator[UInt8[np.ndarray, "b F H W 3"]]:
     """Draws so many latent frames, under each prompt from its frame on; gives pixels as they come.
+
+    Args:
+        session: what goes on.
+        count: latent frames.
+        cues: prompts and seeds that change on the way.
+        rows: draw in a pool of so many rows, as `nova_jax.app` does: the last bit of a sample
+            depends on how many are made together.
 
     Raises:
         NovaError: a cue is for no frame that is drawn, or see `Session.stream`.
     """
-    first, at = session.frame, {cue.frame: cue.prompt for cue in cues}
+    first, at = session.frame, {cue.frame: cue for cue in cues}
     if missed := next((frame for frame in at if not first <= frame < first + count), None):
         raise NovaError(
             f"prompt_schedule has frame {missed}; latent frames {first} to {first + count - 1} are "
             "drawn"
         )
-    stream = session.latents(count)
+    stream = session.latents(count) if rows is None else _pooled(session, rows)
     for frame in tqdm(range(first, first + count), unit="frame"):
         if frame in at:
-            prompt = at[frame]
-            session.prompt(prompt if session.takes_text else int(prompt))
+            turn(session, at[frame])
         yield from session.show(next(stream))
     yield from session.show(None)
+
+
+def turn(session: Session, cue: Cue) -> None:
+    """Lets a session go on as a cue says, wherever it is."""
+    session.prompt(cue.prompt if session.takes_text else int(cue.prompt))
+    if cue.seed is not None:
+        session.reseed(cue.seed)
+
+
+def _pooled(session: Session, rows: int) -> Iterator[Float[jax.Array, "b h w c"]]:
+    """Latent frames of a session that has a pool for itself, by the programs of one watched."""
+    pool = SessionPool(session.pipeline, rows, on_step=lambda *_: None)
+    pool.join(session)
+    while True:
+        ((_, latents),) = pool.step()
+        yield latents
 
 
 class ClipFile:

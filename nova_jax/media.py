@@ -188,11 +188,15 @@ def to_rgb(image: Image.Image) -> Picture:
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
-def read_video(path: str | os.PathLike[str]) -> Clip:
+def read_video(path: str | os.PathLike[str], most: int = LARGEST_VIDEO) -> Clip:
     """Reads all frames of a video file, or of a directory of PNG frames in the order of numbers.
 
+    Args:
+      path: The file or directory.
+      most: Bytes of all frames of a file.
+
     Raises:
-      NovaError: It is missing, no video, damaged, or larger than `LARGEST_VIDEO`.
+      NovaError: It is missing, no video, damaged, or larger than `most`.
     """
     path = Path(path)
     if path.is_dir():
@@ -207,10 +211,10 @@ def read_video(path: str | os.PathLike[str]) -> Clip:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", *source, *pictures]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        data = process.stdout.read(LARGEST_VIDEO + 1)
-        if len(data) > LARGEST_VIDEO:
+        data = process.stdout.read(most + 1)
+        if len(data) > most:
             process.kill()
-            raise NovaError(f"video {path} is over {LARGEST_VIDEO >> 30} GB of frames; shorten it")
+            raise NovaError(f"video {path} is over {most / 2**30:g} GB of frames; shorten it")
     header = re.match(rb"P6\n(\d+) (\d+)\n255\n", data)
     if process.returncode or header is None:
         raise NovaError(f"video {path} cannot be read: it is damaged or no video; make it anew")

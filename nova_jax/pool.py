@@ -16,7 +16,7 @@ Letters: B samples of a session, R rows of the pool, F pixel frames, H×W pixels
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -29,6 +29,7 @@ from nova_jax.distributed.mesh import batch_sharding, replicated
 from nova_jax.errors import NovaError
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.state import VideoState, apart, join
+from nova_jax.sampling.steps import Partial
 from nova_jax.sampling.video import frame_by_frame
 from nova_jax.session import Maker, Session
 
@@ -46,14 +47,23 @@ class SessionPool:
         pipeline: that the sessions are of.
         rows: R, most samples of all members together. A step costs as much with empty rows, which
             repeat the last sample.
+        on_step: called after each AR step with a `nova_jax.sampling.steps.Partial` of all rows, and
+            with the sessions that the first of them are of.
 
     Raises:
         NovaError: rows is no positive number.
     """
 
-    def __init__(self, pipeline: Maker, rows: int = 8) -> None:
+    def __init__(
+        self,
+        pipeline: Maker,
+        rows: int = 8,
+        on_step: Callable[[Partial, Sequence[Session]], None] | None = None,
+    ) -> None:
         self.pipeline, self.rows = pipeline, convert(Count, rows, "rows")
+        self.on_step = on_step
         self._members: list[Session] = []
+        self._drawn: Sequence[Session] = []  # now, beside each other
 
     @property
     def members(self) -> tuple[Session, ...]:
@@ -124,7 +134,7 @@ class SessionPool:
                 raise
         made: dict[Session, Any] = {}
         for group in self._groups():
-            together = [row for session in group for row in rows[session]]
+            self._drawn, together = group, [row for session in group for row in rows[session]]
             drawn = iter(apart(self._program(self._joined(together), None)))
             made |= {session: join([next(drawn) for _ in rows[session]]) for session in group}
         results = []
@@ -175,9 +185,13 @@ class SessionPool:
             self._joined(apart(session.state)),
             self.pipeline.schedule,
             sampling,
-            on_step=None,
+            on_step=None if self.on_step is None else self._look,
             parallelism=placement.parallelism(mesh),
         )
+
+    def _look(self, partial: Partial) -> None:
+        assert self.on_step is not None
+        self.on_step(partial, self._drawn)
 
     def _joined(self, rows: Sequence[VideoState]) -> VideoState:
         """The state of R rows, of which the last are repeated."""

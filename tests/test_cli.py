@@ -318,6 +318,20 @@ CASES = {
     "a session in batches": (
         "generate", "--checkpoint={model} --stream --prompt=x --batch_size=2 --out={new}",
         "--batch_size has no place in a session"),
+    "a session stopped before it begins": (
+        "generate", "--checkpoint={model} --prompt=x --image={picture} --frames=3 --stop_after=1 "
+        "--out={new}", "--stop_after=1 is in what is given, 1 latent frames"),
+    "a GIF that grows": (
+        "generate", "--checkpoint={model} --prompt=x --stream --gif --out={new}",
+        "--gif has no place beside --stream"),
+    "a schedule that begins with a seed": (
+        "generate", "--checkpoint={model} --prompt_schedule=0@7:a --out={new}",
+        "begins with a seed; give it as --seed=7"),
+    "more samples than rows": (
+        "generate", "--checkpoint={model} --prompt=x --num_images_per_prompt=3 --rows=2 "
+        "--out={new}", "the session has 3 samples, and 2 of the pool's 2 rows are free"),
+    "an app at no port": ("app", "--checkpoint={model} --port=0", "--port is 0"),
+    "an app with arguments": ("app", "{model}", "unexpected argument"),
     "a session over another file": (
         "generate", "--checkpoint={model} --prompt=x --save_session={blank} --out={new}",
         "exists already"),

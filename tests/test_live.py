@@ -35,7 +35,8 @@ def run(*arguments, **options) -> list[str]:
 def test_schedules_are_read():
     text = "0:a red one ; 16: a blue two: up"
     assert read_schedule(text) == [Cue(0, "a red one"), Cue(16, "a blue two: up")]
-    for wrong in ("", "a", "0:", ":a", "0:a;", "-1:a", "0:a;x:b"):
+    assert read_schedule("0:a;3 @ 7:b@8") == [Cue(0, "a"), Cue(3, "b@8", 7)]
+    for wrong in ("", "a", "0:", ":a", "0:a;", "-1:a", "0:a;x:b", "0@:a", "@1:a", "0@-1:a"):
         with pytest.raises(NovaError, match="write it as"):
             read_schedule(wrong)
     with pytest.raises(NovaError, match="frame 3 after frame 3; let frames rise"):

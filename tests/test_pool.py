@@ -71,6 +71,20 @@ def test_members_become_what_they_are_alone(pipeline, options):
     assert_video(videos, late, frames_of(pipeline.start(TWO, seed=9, **options), 7))
 
 
+def test_frames_are_watched_while_they_fill(pipeline):
+    seen = []
+    pool = SessionPool(
+        pipeline, rows=4, on_step=lambda partial, drawn: seen.append((partial, drawn))
+    )
+    one, both = pool.join(pipeline.start(ONE, seed=7)), pool.join(pipeline.start([TWO, THREE]))
+    made = dict(pool.step())
+    assert [(partial.step, partial.steps) for partial, _ in seen] == [(1, 2), (2, 2)]
+    assert all(list(drawn) == [one, both] for _, drawn in seen)
+    first, last = (partial for partial, _ in seen)
+    assert 0 < first.revealed[0].sum() < last.revealed[0].sum() == last.revealed[0].size
+    assert_same(last.latents[:3], jnp.concatenate([made[one], made[both]]))
+
+
 def test_nothing_is_compiled_for_who_joins_and_leaves(pipeline, caplog):
     sessions = [pipeline.start(ONE, seed=seed) for seed in range(4)]
     pair = pipeline.start([ONE, TWO])

@@ -1,0 +1,46 @@
+"""The app in a process of its own, as people start it, on a small untrained model."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def app(model: Path, log: Path, *flags: str) -> Iterator[str]:
+    """The address of a served app; what it says is in a file."""
+    port = free_port()
+    command = [sys.executable, "-m", "nova_jax.app", f"--checkpoint={model}", f"--port={port}"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    with open(log, "w") as file:
+        process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, env=environment)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
