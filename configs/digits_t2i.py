@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
     config.codec = dict(type="pixels", shift=-0.931, scale=2.6)
     config.text_encoder = dict(type="hashed_words", dim=128)
 
-    config.dataset = dict(type="scenes", size=(48, 48), digit_size=12.0, num_scenes=2_000_000)
+    config.dataset = dict(
+        type="scenes", size=(48, 48), digit_size=12.0, place_jitter=0.1, num_scenes=2_000_000
+    )
     config.data = dict(
         batch_size=32,
         image_batch_size=32,

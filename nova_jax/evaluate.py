@@ -45,6 +45,7 @@ from nova_jax.errors import NovaError
 from nova_jax.files import output_folder
 from nova_jax.pipeline import SHIPPED, NovaPipeline
 from nova_jax.sampling.options import OPTIONS
+from nova_jax.shared_flags import RewriterFlags, define_tune
 from nova_jax.suites import presets, report
 from nova_jax.suites.drawing import Asked, draw
 from nova_jax.suites.folder import Folder, missing
@@ -69,6 +70,7 @@ NUM_PROMPTS = cli.define("num_prompts", Annotated[int, Range(2, 10**6)], 200, "P
 SEED = cli.define("seed", Natural, 0, "Of the prompts; the videos' seeds count on from it.")
 FRAMES = cli.define("frames", Count, None, "Frames of a video; by default the model's own.")
 BATCH_SIZE = cli.define("batch_size", Count, 50, "Most videos made together.")
+define_tune()
 OUT = flags.DEFINE_string("out", "output", "Where to write.")
 DRIFT = flags.DEFINE_bool(
     "drift", False, "Measure how the videos that are named drift; nothing is generated."
@@ -95,7 +97,7 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", None, "With --suite: what to s
 DTYPE = cli.define(
     "dtype", DType, "float32", "With --suite: of the computation and of the parameters."
 )
-REWRITER = cli.RewriterFlags()
+REWRITER = RewriterFlags()
 # Options of the pipeline, in place of the preset's or the checkpoint's.
 CALL = {
     "motion_flow": cli.define("motion_flow", MotionScore, None, "Motion score."),
@@ -256,6 +258,7 @@ def _judge(out: Path) -> None:
     print(judged.text(CHECKPOINT.value), flush=True)  # whatever becomes of the files
     facts = {
         "checkpoint": str(CHECKPOINT.value),
+        "fingerprint": pipeline.fingerprint,
         "seed": SEED.value,
         "frames": judged.frames,
         "sampling": dataclasses.asdict(pipeline.sampling),

@@ -37,8 +37,9 @@ from nova_jax.pipeline import NovaPipeline
 from nova_jax.request import Output
 from nova_jax.sampling.options import OPTIONS
 from nova_jax.session import Session
+from nova_jax.shared_flags import ModelFlags, RewriterFlags
 
-MODEL = cli.ModelFlags()
+MODEL = ModelFlags()
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to show; may be given several times.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "Text file with one prompt a line.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", None, "What to stay away from.")
@@ -102,7 +103,7 @@ ROWS = cli.define(
 EXPORT = flags.DEFINE_string(
     "export", None, "Write programs that generate without this package to this .zip file instead."
 )
-REWRITER = cli.RewriterFlags()
+REWRITER = RewriterFlags()
 # What an export has no place for: it is given when the programs are run.
 LATER = (
     *(PROMPT, PROMPT_FILE, NEGATIVE, IMAGE, VIDEO, MASK, OUTPAINT, SEED, COPIES),

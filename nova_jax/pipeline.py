@@ -25,12 +25,12 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from nova_jax import call
+from nova_jax import call, saving
 from nova_jax.arguments import check_devices, check_dtype, check_frames, check_mesh
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.budget import check_memory
-from nova_jax.checkpoints.open import Weights, load_frozen_parts, open_checkpoint
+from nova_jax.checkpoints.open import Checkpoint, Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
 from nova_jax.config import Count, FrameRate, MotionScore, convert
 from nova_jax.distributed.memory import device_bytes
@@ -68,6 +68,7 @@ class NovaPipeline:
             by default all of this process.
         unroll: Blocks per iteration of the loops over depth; on a CPU 16 takes a twentieth off the
             time of a large model, and compiles thrice as long.
+        origin: What it was opened from, which a saved pipeline says of its data and training.
 
     Raises:
         NovaError: A number is of another type or out of range, see `nova_jax.config`.
@@ -87,7 +88,9 @@ class NovaPipeline:
         mesh: MeshLayout | None = None,
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
+        origin: Checkpoint | None = None,
     ) -> None:
+        self.origin = origin
         self.schedule, self.codec, self.text_encoder = schedule, codec, text_encoder
         self.config, self.frames = model.config, convert(Count, frames, "frames")
         self.sampling = convert(SamplingConfig, sampling, "sampling")
@@ -141,7 +144,8 @@ class NovaPipeline:
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
         codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
-        return cls(model, schedule, codec, text_encoder, **vars(checkpoint.defaults()), **placed)
+        own = vars(checkpoint.defaults())
+        return cls(model, schedule, codec, text_encoder, **own, **placed, origin=checkpoint)
 
     @classmethod
     def from_checkpoint(
@@ -221,6 +225,9 @@ class NovaPipeline:
     stream = call.asking(request, _stream)
     __call__ = call.asking(request, _generate)
     start = call.asking(request, _start)
+
+    save_pretrained = saving.save_pretrained
+    push_to_hub = saving.push_to_hub
 
     def resume(self, file: str | os.PathLike[str]) -> Session:
         """The session that `Session.save` wrote, see there."""

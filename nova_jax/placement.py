@@ -11,7 +11,7 @@ from flax import nnx
 from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import MeshLayout, SampleParallelism, make_mesh, replicated
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.api import Implementation, choose
+from nova_jax.kernels.diffusion_sampler.api import Implementation, checked
 from nova_jax.models.nova import Nova
 from nova_jax.request import Batches, Request
 
@@ -75,7 +75,7 @@ class Placement:
     def on_devices(self, count: int, sampler: Implementation) -> tuple[MeshLayout, Nova]:
         """The model on the mesh, or whole on each of so many devices."""
         if self._mesh is not None:
-            if self._mesh.size > 1 and choose(sampler) == "pallas":
+            if self._mesh.size > 1 and checked(sampler) == "pallas":
                 raise NovaError(
                     'sampler "pallas" needs the whole model on each device; load it without a '
                     'mesh, or choose sampler "xla"'

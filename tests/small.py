@@ -79,17 +79,20 @@ def conditions(batch: int) -> Conditions:
     )
 
 
+def draw_variables(config: NovaConfig) -> dict[str, jax.Array]:
+    """Parameters by dotted path; none near zero, so that every part shows in what is generated."""
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0)))))
+    rng = np.random.default_rng(0)
+    return {
+        name: jnp.asarray(rng.normal(name.endswith("scale"), 0.2, leaf.shape), jnp.float32)
+        for name, leaf in flatten_dict(shapes, sep=".").items()
+    }
+
+
 def save_untrained(directory: Path, **changes: object) -> Path:
     """Writes a model that has learned nothing, 3 frames of 16x16 pixels but for the changes."""
     model = VIDEO | dict(latent_size=(16, 16), patch_size=4, frames=3)
     config = NovaConfig.from_dict(model | changes)
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Nova(config, rngs=nnx.Rngs(0)))))
-    rng = np.random.default_rng(0)
-    # Nothing near zero, so that every part of the model shows in what it generates.
-    variables = {
-        name: jnp.asarray(rng.normal(name.endswith("scale"), 0.2, leaf.shape), jnp.float32)
-        for name, leaf in flatten_dict(shapes, sep=".").items()
-    }
     text = {"type": "hashed_words", "dim": config.text_dim} if config.text_dim else None
     recipe = {
         "model": config.to_dict(),
@@ -100,5 +103,5 @@ def save_untrained(directory: Path, **changes: object) -> Path:
         "motion_flow": 1.5,
         "dataset": {"size": [16, 16], "frames": 3, "fps": 6.0, "digit_size": 8.0},
     }
-    save_model(directory, variables=variables, config=recipe, step=0)
+    save_model(directory, variables=draw_variables(config), config=recipe, step=0)
     return directory

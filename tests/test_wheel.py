@@ -1,48 +1,73 @@
-"""The wheel, built by way of the source distribution: recipes are in it, and it runs on its own."""
+"""The source distribution, and the wheel built from it: all is in it, and it runs without a clone.
 
+Where there is a network (`--network`), also in an empty environment, with what the wheel asks for
+and nothing else; of the Python that PACKAGE_PYTHON names, or of this one.
+"""
+
+import email
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from nova_jax.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ("nova_jax", "configs", "setup.py", "pyproject.toml", "requirements.txt")
 SDIST = "import sys, setuptools.build_meta as build; build.build_sdist(sys.argv[1])"
+PIP = ("-m", "pip", "--disable-pip-version-check")
+
+pytestmark = pytest.mark.slow
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | variables
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+def run(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    words = list(map(str, command))
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=kept | variables)
+
+
+def must(*command: object, cwd: Path) -> None:
+    done = run(*command, cwd=cwd)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """A folder in which the wheel is installed, and nothing else."""
+def wheel(tmp_path_factory) -> Path:
+    """A wheel that was built from a source distribution."""
     folder = tmp_path_factory.mktemp("build")
     (folder / "source").mkdir()
     for name in (*SOURCE, "README.md", "LICENSE"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / "source" / name)
-    pip = (sys.executable, "-m", "pip")
-    wheel = (*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir=wheel")
-    install = (*pip, "install", "--no-deps", "--no-index", "--find-links=wheel", "--target=site")
-    for command, cwd in [
-        ((sys.executable, "-c", SDIST, str(folder / "sdist")), folder / "source"),
-        ((*wheel, "--find-links=sdist", "nova_jax"), folder),
-        ((*install, "nova_jax"), folder),
-    ]:
-        done = run(*command, cwd=cwd)
-        assert done.returncode == 0, done.stderr
-    return folder / "site"
+    must(sys.executable, "-c", SDIST, folder / "sdist", cwd=folder / "source")
+    shutil.rmtree(folder / "source")
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--find-links=sdist")
+    must(sys.executable, *PIP, "wheel", *options, "--wheel-dir=wheel", "nova_jax", cwd=folder)
+    (built,) = (folder / "wheel").iterdir()
+    return built
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_and_its_recipes(site):
-    (wheel,) = (site.parent / "wheel").iterdir()
+@pytest.fixture(scope="module", params=["here", pytest.param("empty", marks=pytest.mark.network)])
+def nova(request, wheel, tmp_path_factory) -> Run:
+    """Runs the command `nova` of the wheel, installed beside what is here or in an empty place."""
+    place = tmp_path_factory.mktemp(request.param) / "site"
+    if request.param == "empty":
+        must(os.environ.get("PACKAGE_PYTHON", sys.executable), "-m", "venv", place, cwd=Path("/"))
+        must(place / "bin" / "python", *PIP, "install", wheel, cwd=Path("/"))
+        return lambda *arguments, cwd: run(place / "bin" / "nova", *arguments, cwd=cwd)
+    options = ("--no-deps", "--no-index", f"--target={place}")
+    must(sys.executable, *PIP, "install", *options, wheel, cwd=Path("/"))
+    command = place / "bin" / "nova"
+    return lambda *arguments, cwd: run(command, *arguments, cwd=cwd, PYTHONPATH=str(place))
+
+
+def test_the_wheel_holds_the_package_and_its_recipes(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for place, name in (("nova_jax", "nova_jax"), ("configs", "nova_jax/configs")):
@@ -55,23 +80,37 @@ def test_the_wheel_holds_the_package_and_its_recipes(site):
     }
 
 
-@pytest.mark.slow
-def test_an_installed_package_finds_its_recipes(site, tmp_path):
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return run(sys.executable, "-m", *arguments, cwd=tmp_path, PYTHONPATH=str(site))
+def test_the_wheel_says_what_it_is_for(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("dist-info/METADATA"))
+        about = email.message_from_bytes(archive.read(name))
+    versions = {line.rpartition(":: ")[2] for line in about.get_all("Classifier")}
+    assert {"3.11", "3.12", "3.13"} <= versions and about["Requires-Python"] == ">=3.11"
+    extras = {"cuda", "tpu", "prepare", "plots", "torch", "wandb", "dev"}
+    assert extras <= set(about.get_all("Provides-Extra"))
+    assert about["License-Expression"] == "Apache-2.0"
 
-    commands = run(str(site / "bin" / "nova"), cwd=tmp_path, PYTHONPATH=str(site))
-    assert "nova COMMAND [--flag=value]" in commands.stdout
-    unknown = command("nova_jax.train", "--config=nope", f"--workdir={tmp_path / 'x'}")
+
+def test_an_installed_package_needs_no_clone(nova, tmp_path):
+    listed = nova("--help", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split()[0] for line in listed.stdout.splitlines() if line[:2] == "  "] == [
+        *COMMANDS
+    ]
+
+    unknown = nova("train", "--config=nope", "--workdir=nothing", cwd=tmp_path)
     assert unknown.returncode == 2
-    listed = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
-    assert f"there is no recipe 'nope'; give a file, or one of {listed}" in unknown.stderr
+    recipes = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+    assert f"there is no recipe 'nope'; give a file, or one of {recipes}" in unknown.stderr
+
     few = ("--config.steps=2", "--config.stop_at=1", "--config.optimizer.warmup_steps=0")
-    for name, arguments in {
-        "nova_jax.demo": ("--out=demo", *few),
-        "nova_jax.train": ("--config=digits_t2v:demo", "--workdir=train", *few),
-    }.items():
-        done = command(name, *arguments)
-        assert done.returncode == 0, done.stderr
-        assert "Stopped; the same command goes on from here." in done.stdout
-    assert (tmp_path / "demo" / "run" / "checkpoints" / "1").is_dir()
+    trained = nova("train", "--config=digits_t2v:demo", "--workdir=mine", *few, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "Stopped; the same command goes on from here." in trained.stdout
+    assert (tmp_path / "mine" / "checkpoints" / "1").is_dir()
+
+    steps = ("--num_inference_steps=2", "--num_diffusion_steps=2", "--frames=2")
+    made = nova("generate", "--prompt=a red seven", *steps, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    (video,) = (tmp_path / "output").iterdir()
+    assert video.suffix == ".mp4" and str(video.name) in made.stdout

@@ -19,8 +19,9 @@ from absl import flags
 from nova_jax import cli
 from nova_jax.config import Count, Range
 from nova_jax.errors import NovaError
+from nova_jax.shared_flags import ModelFlags
 
-MODEL = cli.ModelFlags()
+MODEL = ModelFlags()
 HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to serve; 0.0.0.0 serves other machines.")
 PORT = cli.define("port", Annotated[int, Range(1, 65535)], 7860, "Port to serve.")
 ROWS = cli.define(

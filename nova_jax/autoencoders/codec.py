@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ class AutoencoderCodec:
     Args:
         network: with its parameters.
         scale, shift: (z − shift)·scale is what the transformer sees; one for all channels, or [C].
+        source: directory of the released model that it was loaded from, if it was.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class AutoencoderCodec:
         *,
         scale: float | np.ndarray = 1.0,
         shift: float | np.ndarray = 0.0,
+        source: Path | None = None,
     ):
-        self._facts = network
+        self._facts, self.source = network, source
         # One for each channel, or for all, against [B, T, h, w, C].
         self._scale, self._shift = (
             np.asarray(factor, np.float32).reshape(1, 1, 1, 1, -1) for factor in (scale, shift)

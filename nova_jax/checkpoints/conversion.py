@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from nova_jax.checkpoints.diffusers import (
     schedule_from_released,
     schedule_to_released,
 )
-from nova_jax.checkpoints.hub import locate
+from nova_jax.checkpoints.hub import KEPT, locate
 from nova_jax.checkpoints.integrity import write_checksums
 from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.open import Defaults, Weights, open_checkpoint
@@ -37,8 +38,10 @@ from nova_jax.checkpoints.tensors import open_tensors, write_safetensors
 from nova_jax.config import to_plain
 from nova_jax.errors import NovaError
 from nova_jax.files import new_output, unfinished
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.nova import Nova
+from nova_jax.sampling.schedules import Schedule
 
-_KEPT = "released"
 _WEIGHT_FILES = (f"{WEIGHTS}*.safetensors*", f"{WEIGHTS}*.bin*")
 
 
@@ -65,7 +68,7 @@ def released_to_native(source: str | os.PathLike[str], out: str | os.PathLike[st
         ".".join(map(str, path)): variable.get_value()
         for path, variable in nnx.to_flat_state(nnx.state(model))
     }
-    parts = to_plain(ReleasedPart(f"./{_KEPT}"))
+    parts = to_plain(ReleasedPart(f"./{KEPT}"))
     config: dict[str, Any] = {
         "model": model.config.to_dict(),
         "schedule": to_plain(schedule),
@@ -76,7 +79,7 @@ def released_to_native(source: str | os.PathLike[str], out: str | os.PathLike[st
     }
     with unfinished(out) as new:
         save_model(new, variables=variables, config=config, step=0, dtype=None)
-        _copy_frozen(directory, new / _KEPT)
+        copy_frozen(directory, new / KEPT)
         write_checksums(new)
         new.rename(out)
 
@@ -121,28 +124,54 @@ def native_to_released(
     # In the type of the files, so that what this type cannot hold is found before one is written.
     kept = dtypes if isinstance(dtypes, str) else "float32"
     trained, schedule = checkpoint.load_transformer(param_dtype=kept)
-    model = trained.config
-
-    with unfinished(out) as new:
-        _copy_frozen(base, new)
-        # The base's own files stay where they say the same, to the byte.
-        transformer = new / "transformer" / "config.json"
-        released = read_json(transformer)
-        if config_from_released(released) != model:
-            released = config_to_released(model, released)
-            transformer.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
-        scheduler = new / "scheduler" / "scheduler_config.json"
-        if schedule_from_released(read_json(scheduler)) != schedule:
-            values = schedule_to_released(schedule)
-            scheduler.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-        variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(trained))}
-        tensors = (
-            (name, value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name])))
-            for name, value in rules.to_released(model, variables)
+    if not is_released(trained.config, base):
+        raise NovaError(
+            f"{source} has sizes that the layout of {origin} has no place for, such as another "
+            "number of classes than 1000; it stays a model of this project"
         )
-        write_safetensors(new / "transformer", WEIGHTS, tensors)
+    with unfinished(out) as new:
+        copy_frozen(base, new)
+        write_transformer(new, trained, schedule, dtypes)
         new.rename(out)
+
+
+def is_released(model: NovaConfig, base: Path) -> bool:
+    """Whether the layout of the released model `base` can say what a transformer is."""
+    released = config_to_released(model, read_json(base / "transformer" / "config.json"))
+    with contextlib.suppress(NovaError):
+        return config_from_released(released) == model
+    return False
+
+
+def write_transformer(
+    directory: Path, transformer: Nova, schedule: Schedule, dtypes: str | Mapping[str, str]
+) -> None:
+    """Writes a transformer and its schedule where `copy_frozen` has written the rest.
+
+    Args:
+        directory: in the released layout, without weights of a transformer.
+        transformer: one that `is_released`.
+        schedule: the noise schedule it was trained with.
+        dtypes: type of the tensors, of all or by released name.
+    """
+    model = transformer.config
+    # The base's own files stay where they say the same, to the byte.
+    file = directory / "transformer" / "config.json"
+    released = read_json(file)
+    if config_from_released(released) != model:
+        released = config_to_released(model, released)
+        file.write_text(json.dumps(released, indent=2) + "\n", encoding="utf-8")
+    file = directory / "scheduler" / "scheduler_config.json"
+    if schedule_from_released(read_json(file)) != schedule:
+        values = schedule_to_released(schedule)
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+    variables = {p: v.get_value() for p, v in nnx.to_flat_state(nnx.state(transformer))}
+    tensors = (
+        (name, value.astype(jnp.dtype(dtypes if isinstance(dtypes, str) else dtypes[name])))
+        for name, value in rules.to_released(model, variables)
+    )
+    write_safetensors(directory / "transformer", WEIGHTS, tensors)
 
 
 def new_directory(place: str | os.PathLike[str]) -> Path:
@@ -157,12 +186,20 @@ def new_directory(place: str | os.PathLike[str]) -> Path:
     return new_output(place)
 
 
-def _copy_frozen(source: Path, out: Path) -> None:
-    """Copies a release but for the transformer's weights, and what tools leave behind."""
+def copy_frozen(source: Path, out: Path, only: Collection[str] | None = None) -> None:
+    """Copies a release but for the transformer's weights, and what tools leave behind.
+
+    Args:
+        source: in the released layout.
+        out: made if it is missing.
+        only: files and folders of the release to copy; by default all.
+    """
     transformer = source / "transformer"
 
     def left_out(folder: str, names: list[str]) -> set[str]:
         patterns = (".*", *_WEIGHT_FILES) if Path(folder) == transformer else (".*",)
-        return shutil.ignore_patterns(*patterns)(folder, names)
+        left = shutil.ignore_patterns(*patterns)(folder, names)
+        wanted = names if only is None or Path(folder) != source else only
+        return left | (set(names) - set(wanted))
 
-    shutil.copytree(source, out, ignore=left_out)
+    shutil.copytree(source, out, ignore=left_out, dirs_exist_ok=True)

@@ -234,7 +234,8 @@ def load_autoencoder(
         shift = np.ravel(tensors["latents_mean"])
     latents = {"scale": np.asarray(scale), "shift": np.asarray(shift)}
     check_finite(latents, f"{directory}, what latents are brought to", "fetch it again")
-    return AutoencoderCodec(network, scale=scale, shift=shift)
+    source = directory.parent if directory.name == "vae" else None
+    return AutoencoderCodec(network, scale=scale, shift=shift, source=source)
 
 
 def load_text_encoder(

@@ -18,8 +18,14 @@ from pathlib import Path
 from etils import epath
 from tqdm import tqdm
 
+from nova_jax.checkpoints.integrity import CHECKSUMS, CONFIG, PARAMS
 from nova_jax.config import shown
 from nova_jax.errors import NovaError
+
+# Frozen parts of a model directory, where they have files.
+KEPT = "released"
+#: What a model directory needs, as the hub matches patterns: a star also stands for slashes.
+MODEL_FILES = (CONFIG, CHECKSUMS, f"{PARAMS}/*", f"{KEPT}/*")
 
 
 def locate(
@@ -27,7 +33,8 @@ def locate(
 ) -> epath.Path:
     """The directory that a name leads to, downloaded if it is on the hub.
 
-    The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold.
+    The hub's cache and its environment variables (HF_HOME, HF_HUB_OFFLINE, ...) hold. A model
+    directory of this project comes whole.
 
     Args:
         source: the name.
@@ -44,7 +51,7 @@ def locate(
     name = os.fspath(source)
     if is_on_hub(name):
         tqdm.write(f"{name} is no folder here; looking on the Hugging Face hub", file=sys.stderr)
-        return epath.Path(_released(name, part) if files is None else _download(name, files))
+        return epath.Path(_model(name, part) if files is None else _download(name, files))
     path = epath.Path(name).expanduser()
     if path.is_dir():
         return path
@@ -72,11 +79,14 @@ def _nearest(path: epath.Path) -> list[epath.Path]:
     return [path.parent / name for name in difflib.get_close_matches(path.name, names)]
 
 
-def _released(name: str, part: str | None) -> str:
-    """A model in the released layout, whose weights are safetensors or, if there are none, .bin."""
+def _model(name: str, part: str | None) -> str:
+    """A model directory of this project; or a model in the released layout, whose weights are
+    safetensors or, if there are none, .bin."""
     described = ["*.json", "*/*.json", "tokenizer/*"]
     weights = [f"{part}/*.safetensors", f"{part}/*.bin"] if part else []
     found = _download(name, [*described, *weights[:1]])
+    if (Path(found) / CHECKSUMS).is_file():
+        return _download(name, MODEL_FILES)
     one = "transformer" if part == "*" else part
     if part and not any(Path(found).glob(f"{one}/*.safetensors")):
         found = _download(name, [*described, *weights[1:]])

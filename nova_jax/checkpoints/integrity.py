@@ -25,13 +25,13 @@ CONFIG, CHECKSUMS = "config.json", "checksums.json"
 PARAMS, CHECKPOINTS = "params", "checkpoints"  # of a model directory, of a work directory
 
 
-def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads ``directory/config.json``.
+def read_config(directory: str | os.PathLike[str], name: str = CONFIG) -> dict[str, Any]:
+    """Reads ``directory/config.json``, or the same by another name.
 
     Raises:
         NovaError: if it is damaged, or of something else.
     """
-    file = Path(directory) / CONFIG
+    file = Path(directory) / name
     config = read_json(file, "restore it from a copy")
     if config.keys() & {"_class_name", "model_type"}:
         raise NovaError(
@@ -50,10 +50,12 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
-def write_config(directory: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
-    """Writes ``directory/config.json``, whole or not at all."""
+def write_config(
+    directory: str | os.PathLike[str], config: Mapping[str, Any], name: str = CONFIG
+) -> None:
+    """Writes ``directory/config.json``, or the same by another name, whole or not at all."""
     directory = Path(directory)
-    write_whole(directory / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_whole(directory / name, json.dumps(config, indent=2) + "\n")
 
 
 def write_checksums(directory: str | os.PathLike[str]) -> None:
@@ -108,14 +110,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def config_errors(directory: Path) -> Iterator[None]:
+def config_errors(directory: Path, name: str = CONFIG) -> Iterator[None]:
     """Says which file a part of the config that makes no sense is in."""
     try:
         yield
     except NovaError as error:
-        raise NovaError(f"{directory / CONFIG}: {error}") from error
+        raise NovaError(f"{directory / name}: {error}") from error
     except (KeyError, TypeError) as error:
-        raise NovaError(f"{directory / CONFIG}: {error}; restore it from a copy") from error
+        raise NovaError(f"{directory / name}: {error}; restore it from a copy") from error
 
 
 @contextmanager

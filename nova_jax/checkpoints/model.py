@@ -3,7 +3,9 @@
 A model directory is what a finished run leaves and what ships in the package:
 
     config.json        what the model is: transformer, noise schedule, codec, text encoder, ...;
-                       `dtypes` are those of the release, of all tensors or by released name
+                       `dtypes` are those of the release, of all tensors or by released name;
+                       `frames` and `fps` are of generation, where the model and its data say
+                       others; `training` is the rest of the run's config, where that is known
     params/            its variables, a flat {dotted path: array} in Orbax's format
     checksums.json     size and CRC-32 of every file under params/
 """
@@ -42,7 +44,7 @@ from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.nova import Nova
 
-# What config.json says of a model; the rest of a run's config is about its training.
+# What config.json says of a model.
 MODEL_KEYS = (
     "model",
     "schedule",
@@ -52,6 +54,9 @@ MODEL_KEYS = (
     "motion_flow",
     "dataset",
     "dtypes",
+    "frames",
+    "fps",
+    "training",
 )
 
 

@@ -3,12 +3,13 @@
 Whatever takes a checkpoint (generation, training that starts from one, conversion, evaluation,
 comparison with the release, preparation of data) takes any of three kinds, by name:
 
-    a released model      its directory (model_index.json, transformer/, vae/, ...), or its id on
-                          the Hugging Face hub
+    a released model      model_index.json, transformer/, vae/, ...; and nova_jax.json, where this
+                          project has saved it: what the other files have no place for
     a model directory     of this project: config.json, params/
     a training run        its work directory: config.json, checkpoints/
 
-`nova_jax.checkpoints.hub` says which names lead to the hub.
+The first two are on the Hugging Face hub, too; `nova_jax.checkpoints.hub` says which names lead
+there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from nova_jax.checkpoints.hub import locate
 from nova_jax.checkpoints.integrity import CONFIG, PARAMS, absolute, config_errors, read_config
 from nova_jax.checkpoints.parts import codec_from_dict, text_encoder_from_dict
 from nova_jax.checkpoints.run import Step, choose_checkpoint
-from nova_jax.config import Checked, Count, FrameRate, MotionScore, convert, from_dict
+from nova_jax.config import Checked, Count, FrameRate, MotionScore, convert
 from nova_jax.distributed.mesh import MeshLayout
 from nova_jax.errors import NovaError
 from nova_jax.models.config import NovaConfig
@@ -43,6 +44,7 @@ from nova_jax.sampling.schedules import Schedule, schedule_from_dict
 from nova_jax.text.interface import TextEncoder
 
 _INDEX = "model_index.json"  # of a released model
+NOTES = "nova_jax.json"  # beside it
 
 Kind = Literal["released", "model", "run"]
 #: Parameters of a training run: averaged, or as they are.
@@ -71,25 +73,40 @@ class Checkpoint(abc.ABC):
     Attributes:
         kind: what it is.
         directory: where it is.
-        config: config.json of this project as it stands; empty for a released model.
+        config: config.json of this project as it stands; of a released model what its nova_jax.json
+            says, mostly nothing.
     """
 
     kind: ClassVar[Kind]
+    _file: ClassVar[str] = CONFIG
     directory: Path
     config: Mapping[str, Any]
 
     @property
     def step(self) -> int:
-        """Training steps behind it; 0 for a released model, which does not say."""
+        """Training steps behind it; 0 where a released model does not say."""
         return self.config.get("step", 0)
 
     @abc.abstractmethod
     def model_config(self) -> NovaConfig:
         """What the transformer is."""
 
-    @abc.abstractmethod
     def defaults(self) -> Defaults:
         """How it generates unless told otherwise."""
+        otherwise = self._otherwise()
+        with config_errors(self.directory, self._file):
+            dataset = convert(Mapping[str, Any], self.config.get("dataset", {}), "dataset")
+            sampling = self.config.get("sampling", otherwise.sampling)
+            return Defaults(
+                frames=self.config.get("frames", otherwise.frames),
+                sampling=convert(SamplingConfig, sampling, "sampling"),
+                motion_flow=self.config.get("motion_flow", otherwise.motion_flow),
+                fps=self.config.get("fps", dataset.get("fps", otherwise.fps)),
+            )
+
+    @abc.abstractmethod
+    def _otherwise(self) -> Defaults:
+        """Defaults where its config does not say."""
 
     @abc.abstractmethod
     def load_transformer(
@@ -119,11 +136,12 @@ class _Released(Checkpoint):
     """A model in the released layout."""
 
     kind: ClassVar[Kind] = "released"
+    _file: ClassVar[str] = NOTES
 
     def model_config(self) -> NovaConfig:
         return diffusers.read_model_config(pathlib.Path(self.directory))
 
-    def defaults(self) -> Defaults:
+    def _otherwise(self) -> Defaults:
         return Defaults()
 
     def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
@@ -146,16 +164,8 @@ class _ModelDirectory(Checkpoint):
         with config_errors(self.directory):
             return NovaConfig.from_dict(self.config["model"])
 
-    def defaults(self) -> Defaults:
-        frames = self.model_config().frames
-        with config_errors(self.directory):
-            dataset = convert(Mapping[str, Any], self.config.get("dataset", {}), "dataset")
-            return Defaults(
-                frames=frames,
-                sampling=from_dict(SamplingConfig, self.config.get("sampling", {}), "sampling"),
-                motion_flow=self.config.get("motion_flow", DEFAULT_FLOW),
-                fps=dataset.get("fps", DEFAULT_FPS),
-            )
+    def _otherwise(self) -> Defaults:
+        return Defaults(frames=self.model_config().frames, sampling=SamplingConfig())
 
     def load_transformer(self, **options: Any) -> tuple[Nova, Schedule]:
         with config_errors(self.directory):
@@ -226,7 +236,8 @@ def open_checkpoint(
     convert(str | int, step, "step")
     directory = locate(source, part)
     if (directory / _INDEX).is_file():
-        return _Released(directory, {})
+        noted = (directory / NOTES).is_file()
+        return _Released(directory, read_config(directory, NOTES) if noted else {})
     if (directory / CONFIG).is_file():
         directory = absolute(directory)
         config = read_config(directory)

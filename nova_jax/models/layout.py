@@ -40,6 +40,11 @@ def use(layout: Layout) -> Iterator[None]:
         _current.reset(token)
 
 
+def in_use() -> bool:
+    """Whether arrays are spread over devices by a layout."""
+    return _current.get() is not None
+
+
 def ways(name: str) -> int:
     """Among how many devices a logical axis is split."""
     layout = _current.get()

@@ -18,6 +18,7 @@ from nova_jax.kernels.diffusion_sampler.reference import (
     State,
     update_outside,
 )
+from nova_jax.models import layout
 from nova_jax.models.diffusion_head import DiffusionHead
 from nova_jax.models.layers import patchify
 from nova_jax.sampling.guidance import GuidanceConfig
@@ -155,6 +156,8 @@ def denoise_set(
     state = (slice_set(initial), outside)
     added = None if added is None else slice_set(added)
     weights, condition = head.weights(), head.feature_embed(features)
+    if implementation == "auto" and layout.in_use():
+        implementation = "xla"  # a kernel needs the whole model
 
     def run(state: State, first: int, last: int, rule: Guidance) -> State:
         if first == last:

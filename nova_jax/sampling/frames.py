@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from nova_jax.kernels.diffusion_sampler.api import choose
+from nova_jax.kernels.diffusion_sampler.api import checked
 from nova_jax.models import flops
 from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
@@ -367,7 +367,7 @@ def compiled_step(
     graph, params = nnx.split(model)
     static: Any = {"schedule": schedule, "sampling": sampling, "parallelism": parallelism}
     program = functools.partial(next_frame_program, graph, params, **static)
-    if choose(sampling.sampler) == "pallas":
+    if checked(sampling.sampler) == "pallas":
         # What the kernel cannot do it says here, before the program is compiled.
         jax.eval_shape(program, state, None)
     return program

@@ -25,10 +25,14 @@ class PhiTextEncoder:
         model: with its parameters.
         tokenizer: text to token ids, as transformers has it.
         batch_size: prompts computed together; fewer are padded to a power of two.
+        source: directory of the released model that it was loaded from, if it was.
     """
 
-    def __init__(self, model: Phi, tokenizer: Any, *, batch_size: int = 8):
+    def __init__(
+        self, model: Phi, tokenizer: Any, *, batch_size: int = 8, source: Path | None = None
+    ):
         self.tokenizer, self.batch_size, self._config = tokenizer, batch_size, model.config
+        self.source = source
         self._graph, self._state = nnx.split(model)
 
     @classmethod
@@ -49,7 +53,7 @@ class PhiTextEncoder:
         except Exception as error:  # transformers has no one exception for it
             reason = str(error).strip().splitlines()[0]
             raise NovaError(f"{directory} is no tokenizer ({reason}); fetch it again") from error
-        return cls(model, tokenizer)
+        return cls(model, tokenizer, source=directory.parent)
 
     @property
     def network(self) -> Phi:

@@ -1,5 +1,6 @@
 """The released layout to ours and back: the same bytes, and a pipeline that works on the way."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from nova_jax.checkpoints import conversion, diffusers
 from nova_jax.checkpoints.conversion import native_to_released, released_to_native
+from nova_jax.checkpoints.model import save_model
 from nova_jax.checkpoints.open import open_checkpoint
 from nova_jax.checkpoints.tensors import open_tensors
 from nova_jax.distributed.mesh import MeshConfig, make_mesh
 from nova_jax.errors import NovaError
+from nova_jax.models.config import NovaConfig
+from nova_jax.models.nova import Nova
 from nova_jax.pipeline import NovaPipeline
 from nova_jax.training import loop
 from nova_jax.training.config import TrainConfig
@@ -135,6 +140,24 @@ def test_other_schedules_and_types_are_written(native, tmp_path):
 def test_parts_that_the_release_does_not_know_are_refused(untrained, tmp_path):
     with pytest.raises(NovaError, match="trained with codec 'pixels'.*--parts"):
         native_to_released(str(untrained), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_that_the_released_layout_cannot_say_are_refused(tmp_path):
+    """It does not say how many classes there are."""
+    released_to_native(GOLDEN / "pipeline_t2i", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    text = NovaConfig.from_dict(config["model"])
+    for classes, fits in {1000: True, 10: False}.items():
+        model = dataclasses.replace(text, text_dim=None, text_length=None, num_classes=classes)
+        assert conversion.is_released(model, GOLDEN / "pipeline_t2i") == fits
+    variables = nnx.to_pure_dict(nnx.state(Nova(model, rngs=nnx.Rngs(0))))
+    config |= {"model": model.to_dict(), "text_encoder": None, "dtypes": "float32"}
+    save_model(
+        tmp_path / "model", variables=flatten_dict(variables, sep="."), config=config, step=0
+    )
+    with pytest.raises(NovaError, match="no place for, such as another number of classes than"):
+        native_to_released(tmp_path / "model", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nova_jax.pipeline import NovaPipeline
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,6 +23,7 @@ def test_long_videos_are_scored_frame_by_frame(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "path and speed on the first 4, as long as training's clips" in run.stdout
     report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert report["fingerprint"] == NovaPipeline.from_checkpoint().fingerprint
     seen = [answer["seen"]["digits"] for answer in report["answers"]]
     asked = [answer["asked"]["digit"] for answer in report["answers"]]
     assert [len(digits) for digits in seen] == [6] * 4

@@ -199,15 +199,15 @@ def test_what_a_kernel_cannot_do_is_named_with_what_can(kernel, changes, message
 
 def test_a_sampler_that_is_not_known_or_does_not_run_here_is_named():
     with pytest.raises(NovaError, match=r"sampler 'fast' is not known; choose auto, xla, pallas"):
-        api.choose("fast")
+        api.checked("fast")
     with pytest.raises(NovaError, match='sampler "pallas" runs on GPUs and TPUs, this is cpu'):
-        api.choose("pallas")
+        api.checked("pallas")
     with pytest.raises(
         NovaError, match=r"capability 8.0 or more \(A100 and later\), this one has 0"
     ):
-        api.choose("pallas", backend="gpu")
-    assert api.choose("pallas", backend="tpu") == "pallas"
-    assert api.choose("auto") == "xla"
+        api.checked("pallas", backend="gpu")
+    assert api.checked("pallas", backend="tpu") == "pallas"
+    assert api.checked("auto") == "auto"
 
 
 class Interpreted:
@@ -232,15 +232,14 @@ def test_steps_are_split_where_their_modulations_are_large(head, kernel, limit, 
     outside = Outside(jnp.eye(1, 5).repeat(2, 0), 30 * jnp.eye(5)[None].repeat(2, 0))
     options = {"scale": 2.0, "count": 4, "noise": noise}
 
-    def run(head):
+    def run(head, implementation="xla"):
         work = (head.weights(), head.modulations, features, (x, outside), steps, guidance)
-        return api.sample(*work, **options)
+        return api.sample(*work, **options, implementation=implementation)
 
     whole, rest = nnx.jit(run)(head)
     monkeypatch.setattr(api, "MODULATION_BYTES", limit)
-    monkeypatch.setattr(api, "choose", lambda implementation: "pallas")
     monkeypatch.setitem(api._KERNELS, "cpu", kernel)
-    split, split_rest = nnx.jit(run)(head)
+    split, split_rest = nnx.jit(functools.partial(run, implementation="pallas"))(head)
     assert split.shape == whole.shape
     np.testing.assert_allclose(split[:, :4], whole[:, :4], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(split_rest.weights, rest.weights, rtol=1e-5)

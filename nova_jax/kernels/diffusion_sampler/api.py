@@ -1,5 +1,6 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -10,11 +11,12 @@ from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
 from nova_jax.kernels.device import compute_capability, platform
-from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu
+from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu, tuning
 from nova_jax.kernels.diffusion_sampler.reference import (
     Guidance,
     HeadWeights,
     Modulations,
+    Outside,
     State,
     Steps,
     Work,
@@ -31,8 +33,8 @@ _KERNELS: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
 MODULATION_BYTES = 2**28
 
 
-def choose(implementation: Implementation, backend: str | None = None) -> Literal["xla", "pallas"]:
-    """The implementation that a name means.
+def checked(implementation: Implementation, backend: str | None = None) -> Implementation:
+    """The same name.
 
     Args:
         implementation: "auto" or one that is named.
@@ -55,9 +57,7 @@ def choose(implementation: Implementation, backend: str | None = None) -> Litera
             'sampler "pallas" needs an NVIDIA GPU of compute capability 8.0 or more (A100 and '
             f'later), this one has {compute_capability()}; use "auto" or "xla"'
         )
-    # The kernels have not been timed on hardware. Until one is shown to be faster, "auto" is what
-    # XLA makes of the reference.
-    return "xla" if implementation == "auto" else implementation
+    return implementation
 
 
 def sample(
@@ -88,7 +88,8 @@ def sample(
         count: tokens of the set; those from here on are padding, whatever they hold.
         first: index of the first of these steps among all, for what is outside.
         noise: of these steps; None where none adds any.
-        implementation: "xla", "pallas" or "auto"; a named one runs or fails.
+        implementation: "xla", "pallas" or "auto"; a named one runs or fails. "auto" is the
+            faster one, see `nova_jax.kernels.diffusion_sampler.tuning`; on CPUs "xla".
 
     Returns:
         The new state.
@@ -96,34 +97,50 @@ def sample(
     Raises:
         NovaError: before anything is compiled, if the named implementation cannot do this.
     """
-    width = tokens = state[0].shape[1]
-    valid = (jnp.arange(width) < (width if count is None else count)).astype(jnp.float32)
-    run: Callable[..., State] = reference.sample
-    if choose(implementation) == "pallas":
-        kernel = _KERNELS[platform()]
-        run, width = kernel.sample, kernel.padded_tokens(tokens)
-        features, noise = _padded(features, width), _padded(noise, width)
-        state = (_padded(state[0], width), state[1])
-        valid = jnp.pad(valid, (0, width - tokens))
-    total = len(steps.time)
+    tokens, total = state[0].shape[1], len(steps.time)
     one_step = jax.eval_shape(modulate, features, jnp.zeros(1))
     per_step = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(one_step))
     most = max(1, MODULATION_BYTES // per_step)
     chunk = max(size for size in range(1, total + 1) if total % size == 0 and size <= most)
-
     parts = total // chunk
-
-    def part(state: State, row: tuple[Any, ...]) -> tuple[State, None]:
-        index, steps, noise = row
-        modulations = modulate(features, steps.time)
-        at = first + index * chunk
-        work = Work(head, modulations, state, steps, guidance, scale, valid, at, noise)
-        return run(work), None
-
     split = lambda array: jnp.reshape(jnp.asarray(array), (parts, chunk, *array.shape[1:]))  # noqa: E731
     rows = (jnp.arange(parts), *jax.tree.map(split, (steps, noise)))
-    state, _ = jax.lax.scan(part, state, rows)
+
+    def work(width: int, x: Array, outside: Outside | None, row: tuple[Any, ...]) -> Work:
+        """A part of the steps, of tokens that are padded to so many."""
+        index, steps, noise = row
+        modulations = modulate(_padded(features, width), steps.time)
+        valid = (jnp.arange(width) < (tokens if count is None else count)).astype(jnp.float32)
+        state, at = (_padded(x, width), outside), first + index * chunk
+        noise = _padded(noise, width)
+        return Work(head, modulations, state, steps, guidance, scale, valid, at, noise)
+
+    run: Callable[..., State] = reference.sample
+    width, kernel = tokens, _kernel(implementation)
+    if kernel is not None:
+        row, wide = jax.tree.map(lambda array: array[0], rows), kernel.padded_tokens(tokens)
+        shapes = lambda width: jax.eval_shape(functools.partial(work, width), *state, row)  # noqa: E731
+        if (
+            implementation == "pallas"
+            or tuning.faster(kernel.sample, shapes(tokens), shapes(wide)) == "pallas"
+        ):
+            run, width = kernel.sample, wide
+
+    def part(state: State, row: tuple[Any, ...]) -> tuple[State, None]:
+        return run(work(width, *state, row)), None
+
+    state, _ = jax.lax.scan(part, (_padded(state[0], width), state[1]), rows)
     return state[0][:, :tokens], state[1]
+
+
+def _kernel(implementation: Implementation) -> Any:
+    """The kernel's module, if it is asked for, or may be what is faster here."""
+    if checked(implementation) == "pallas":
+        return _KERNELS[platform()]
+    if implementation == "xla" or not tuning.is_on():
+        return None
+    too_old = platform() == "gpu" and compute_capability() < 8
+    return None if too_old else _KERNELS.get(platform())
 
 
 def _padded(array: Float[Array, "*b n d"] | None, tokens: int) -> Any:

@@ -14,6 +14,7 @@ V noise vectors that tokens outside the set are sums of.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -135,9 +136,14 @@ class Modulations:
 State = tuple[Float[Array, "b n p"], Outside | None]
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["head", "modulations", "state", "steps", "scale", "valid", "first", "noise"],
+    meta_fields=["guidance"],
+)
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an implementation is asked for: to take a set of tokens through some steps.
+    """What an implementation is asked for: to take a set of tokens through some steps; a pytree.
 
     Attributes:
         head, modulations: the diffusion head, at these steps.
