@@ -115,10 +115,14 @@ OPTIONS: Mapping[str, Option] = {
 def with_options(config: SamplingConfig, options: Mapping[str, Any]) -> SamplingConfig:
     """The config with `OPTIONS` on top; those that are None stay what they are.
 
+    But who gives AR steps means all frames: then the config's own ones of later frames do not hold.
+
     Raises:
         TypeError: there is no such option.
         NovaError: a value is of another type than its field, or out of range.
     """
+    if options.get("num_inference_steps") is not None:
+        config = dataclasses.replace(config, later_inference_steps=None)
     for name, value in options.items():
         if name not in OPTIONS:
             raise TypeError(f"{name!r} is no option of sampling; there are {', '.join(OPTIONS)}")
