@@ -1,5 +1,7 @@
 """Options of sampling: each reaches its field of the config and nothing else."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,14 @@ def test_by_hand():
     wanted = SamplingConfig(8, 9, GuidanceConfig(scale=2.0, renorm=0.5, image_scale=1.5))
     assert with_options(CONFIG, options) == wanted
     assert with_options(CONFIG, {}) == CONFIG
+
+
+def test_steps_that_are_given_are_for_all_frames():
+    own = dataclasses.replace(CONFIG, num_inference_steps=4, later_inference_steps=2)
+    assert with_options(own, {"num_inference_steps": 8}).of_frame(1).num_inference_steps == 8
+    both = {"num_inference_steps": 8, "later_inference_steps": 3}
+    assert with_options(own, both).of_frame(1).num_inference_steps == 3
+    assert with_options(own, {"num_diffusion_steps": 9}).of_frame(1).num_inference_steps == 2
 
 
 def test_what_is_wrong_is_named():
