@@ -11,6 +11,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
+
+from nova_jax import media
+
+
+def assert_same(made: np.ndarray, wanted: np.ndarray, most: int = 1) -> None:
+    """The same pixels, but for rounding: two processes may compile a program differently.
+
+    Then one of some ten thousand values is off by one of 255. What was coded after that with losses
+    differs around it, by a little more.
+    """
+    assert made.shape == wanted.shape
+    difference = np.abs(made.astype(int) - wanted)
+    assert difference.max() <= most and difference.mean() < most / 100
+
+
+def assert_same_files(made: Path, wanted: Path) -> None:
+    """The same bytes, or pixels that are the same but for rounding."""
+    assert made.name == wanted.name
+    if made.read_bytes() == wanted.read_bytes():
+        return
+    read = media.read_image if made.suffix == ".png" else media.read_video
+    assert_same(read(made), read(wanted), most=1 if made.suffix == ".png" else 8)
 
 
 def free_port() -> int:
