@@ -67,13 +67,12 @@ def encode_gif(frames: Clip, fps: float) -> bytes:
     return buffer.getvalue()
 
 
-def encode_mp4(frames: Clip, fps: float, *, threads: int = 0) -> bytes:
-    """The bytes of an H.264 MP4 file that every player reads.
+def encode_mp4(frames: Clip, fps: float) -> bytes:
+    """The bytes of an H.264 MP4 file that every player reads; the same ones of the same frames.
 
     Args:
         frames: of the clip.
         fps: frames per second.
-        threads: of the encoder, on which its bytes depend; 0 for as many as the machine has use of.
 
     Raises:
         OSError: if ffmpeg fails.
@@ -82,7 +81,8 @@ def encode_mp4(frames: Clip, fps: float, *, threads: int = 0) -> bytes:
     # Not imageio's own writer: it runs Python between fork and exec, next to JAX's threads.
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "clip.mp4"
-        coder = [*raw_to_h264(even.shape[1:3], fps), *(["-threads", f"{threads}"] * bool(threads))]
+        # With several threads one file in some hundreds has other bytes, on a busy machine.
+        coder = [*raw_to_h264(even.shape[1:3], fps), "-threads", "1"]
         command = [*coder, "-movflags", "+faststart", str(file)]
         done = subprocess.run(command, input=even.tobytes(), stderr=subprocess.PIPE, check=False)
         if done.returncode:
@@ -188,17 +188,18 @@ def to_rgb(image: Image.Image) -> Picture:
     return np.repeat(gray[..., None], 3, axis=-1)
 
 
-def read_video(path: str | os.PathLike[str], most: int = LARGEST_VIDEO) -> Clip:
+def read_video(path: str | os.PathLike[str], most: int | None = None) -> Clip:
     """Reads all frames of a video file, or of a directory of PNG frames in the order of numbers.
 
     Args:
       path: The file or directory.
-      most: Bytes of all frames of a file.
+      most: Bytes of all frames of a file, `LARGEST_VIDEO` by default.
 
     Raises:
       NovaError: It is missing, no video, damaged, or larger than `most`.
     """
     path = Path(path)
+    most = LARGEST_VIDEO if most is None else most
     if path.is_dir():
         return _read_frames(path)
     if not path.exists():

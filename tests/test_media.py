@@ -224,7 +224,7 @@ def test_a_file_is_whole_to_its_last_byte(tmp_path):
     clip = np.random.default_rng(0).integers(0, 255, (4, 32, 32, 3), np.uint8)
     for name, data in (
         ("a.png", media.encode_png(clip[0])),
-        ("a.mp4", media.encode_mp4(clip, 8, threads=1)),
+        ("a.mp4", media.encode_mp4(clip, 8)),
     ):
         file = tmp_path / name
         assert not media.is_whole(file)

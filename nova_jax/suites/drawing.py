@@ -277,9 +277,9 @@ def _decode(
 
 
 def _encode(samples: UInt8[np.ndarray, "b F H W 3"], fps: float) -> bytes:
-    """A picture, a video, or a square grid of pictures; one thread, so that bytes are the same."""
+    """A picture, a video, or a square grid of pictures."""
     if samples.shape[1] > 1:
-        return media.encode_mp4(samples[0], fps, threads=1)
+        return media.encode_mp4(samples[0], fps)
     side = int(len(samples) ** 0.5)
     height, width = samples.shape[2:4]
     grid = samples.reshape(side, side, height, width, 3).swapaxes(1, 2)

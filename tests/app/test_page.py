@@ -1,19 +1,17 @@
 """The served app without a browser: many people at once, and what it refuses."""
 
-import gc
 import json
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
 
-import httpx
+import closing_page
 import jax
 import numpy as np
 import pytest
-from serving import app, assert_same, free_port
+from serving import app, assert_same
 
 from nova_jax import media
 from nova_jax.app import inputs
@@ -21,6 +19,7 @@ from nova_jax.live import play
 from nova_jax.pipeline import NovaPipeline
 
 pytest.importorskip("gradio", reason="the app needs gradio")
+import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
@@ -163,37 +162,10 @@ def test_the_page_asks_for_nothing_from_elsewhere(served):
     assert config["analytics_enabled"] is False
 
 
-def test_a_page_that_is_closed_stops_its_requests(untrained, tmp_path, monkeypatch):
+def test_a_page_that_is_closed_stops_its_requests(untrained, tmp_path):
     """Its rows are for others then."""
-    from nova_jax.app import page
-    from nova_jax.app.studio import Studio
-
-    class Endless(page.Events):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.lengths = [3000]
-
-    monkeypatch.setattr(page, "Events", Endless)
-    pipeline = NovaPipeline.from_checkpoint(untrained, devices=jax.devices()[:1])
-    pipeline.sampling = pipeline.sampling_with(window=3)
-    studio, port = Studio(pipeline, rows=1), free_port()
-    built = page.build(studio, tmp_path)
-    page.launch(built, "127.0.0.1", port, block=False)
-    api, mine = f"http://127.0.0.1:{port}/gradio_api", {"session_hash": "closing"}
-    (function,) = (index for index, event in built.fns.items() if event.api_name == "text_to_video")
-    given = [3000, None, "a red one", 1, False, "", *SAME]
-    httpx.post(f"{api}/queue/join", json={"data": given, "fn_index": function, **mine})
-    with httpx.stream("GET", f"{api}/queue/data", params=mine, timeout=600) as events:
-        next(line for line in events.iter_lines() if " of 3000" in line)
-        (job,) = studio.of("closing")
-    deadline = time.monotonic() + 240
-    while job.state != "done":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert job.stopping and studio.of("closing") == []
-    built.close()
-    studio.close()
-    gc.collect()
+    program = [sys.executable, closing_page.__file__, str(untrained), str(tmp_path)]
+    subprocess.run(program, check=True, timeout=600)
 
 
 def test_what_is_missing_or_taken_is_one_line(served, untrained):
