@@ -17,7 +17,7 @@ from heads import BATCH, HEADS, config_of_head, make_head
 from peak import measured_peak
 
 from nova_jax.errors import NovaError
-from nova_jax.kernels.diffusion_sampler.api import choose, sample
+from nova_jax.kernels.diffusion_sampler.api import checked, sample
 from nova_jax.kernels.diffusion_sampler.reference import Guidance
 from nova_jax.models import flops
 from nova_jax.models.diffusion_head import DiffusionHead
@@ -33,7 +33,7 @@ CALLS = flags.DEFINE_integer("calls", 10, "Timed calls.")
 
 def milliseconds(head: DiffusionHead, tokens: int, implementation: str) -> float:
     """Median of a call."""
-    choose(implementation)
+    checked(implementation)
     steps = FlowMatchingSchedule().sampling_steps(STEPS.value)
     graph, state = nnx.split(head)
 
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
     dtype = jnp.dtype(DTYPE.value)
     peak = measured_peak(dtype)
     print(f"device {jax.devices()[0].device_kind}, JAX {jax.__version__}, {dtype}")
-    print(f"measured peak {peak / 1e9:.0f} GFLOP/s; auto is {choose('auto')}")
+    print(f"measured peak {peak / 1e9:.0f} GFLOP/s")
     print(f"{'head':12} {'tokens':>6} {'floor ms':>9}  xla ms  pallas ms")
     for size in HEADS.value:
         config, head = config_of_head(size), make_head(size, DTYPE.value)
