@@ -111,8 +111,8 @@ def _status(main: Callable[..., None], arguments: str | None, config: str | None
             positional = _parse(_with_config(sys.argv, config), arguments)
         except SystemExit:  # absl has printed what --help asks for
             return 0
-        if tune := flags.FLAGS.get_flag_value("tune", None):
-            os.environ[tuning.VARIABLE] = tune
+        if "tune" in flags.FLAGS and flags.FLAGS.tune is not None:
+            os.environ[tuning.VARIABLE] = flags.FLAGS.tune
         main(*([positional] if arguments else []))
     except NovaError as error:
         return _complain(str(error))

@@ -97,9 +97,7 @@ def _pooled(session: Session, rows: int) -> Iterator[Float[jax.Array, "b h w c"]
     """Latent frames of a session that has a pool for itself, by the programs of one watched."""
     pool = SessionPool(session.pipeline, rows, on_step=lambda *_: None)
     pool.join(session)
-    while True:
-        ((_, latents),) = pool.step()
-        yield latents
+    return (latents for ((_, latents),) in iter(pool.step, None))
 
 
 class ClipFile:
