@@ -39,7 +39,7 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     optional = names(
-        line for name in ("plots", "prepare", "wandb", "torch") for line in extras[name]
+        line for name in ("app", "plots", "prepare", "wandb", "torch") for line in extras[name]
     )
     of = packages_distributions()
     provides = {module: names(of.get(module, [module])) for module in imported() - ELSEWHERE}

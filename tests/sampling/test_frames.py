@@ -25,7 +25,6 @@ from nova_jax.errors import NovaError
 from nova_jax.kernels.diffusion_sampler import api, tpu
 from nova_jax.kernels.diffusion_sampler.reference import Guidance, combine
 from nova_jax.models import Conditions
-from nova_jax.sampling import frames as module
 from nova_jax.sampling import video
 from nova_jax.sampling.denoise import KeyedNoise
 from nova_jax.sampling.frames import Kept, describe, next_frame
@@ -307,8 +306,6 @@ def test_impossible_requests_are_named():
 
 def test_what_the_kernel_cannot_do_is_said_before_programs_are_compiled(monkeypatch):
     """A head of width 32, on a machine that the kernel of TPUs would run on."""
-    for part in (api, module):
-        monkeypatch.setattr(part, "choose", lambda implementation: "pallas")
     monkeypatch.setitem(api._KERNELS, "cpu", tpu)
     info = types.SimpleNamespace(vmem_capacity_bytes=2**27)
     monkeypatch.setattr(tpu.pltpu, "get_tpu_info", lambda: info)

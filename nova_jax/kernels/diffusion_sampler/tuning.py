@@ -211,10 +211,11 @@ def _measured(
 
 def _example(shapes: WorkShapes, tokens: int) -> Work:
     """Work of these shapes, with values of the sizes that a trained model has."""
-    keys = iter(jax.random.split(jax.random.key(0), len(jax.tree.leaves(shapes))))
+    rng = np.random.default_rng(0)
 
     def normal(like: Any, scale: float = 1.0) -> jax.Array:
-        return (scale * jax.random.normal(next(keys), like.shape)).astype(like.dtype)
+        values = rng.standard_normal(like.shape, np.float32)
+        return jnp.asarray(scale * values, like.dtype)
 
     head = jax.tree.map(
         lambda like: normal(like, like.shape[-2] ** -0.5 if like.ndim > 1 else 0.1), shapes.head
