@@ -132,9 +132,10 @@ def frame_by_frame(
             return compiled_step(model, state, schedule, sampling, parallelism=parallelism)
         return StepByStep.of(model, schedule, sampling, on_step, parallelism=parallelism)
 
-    first, later = (drawing(sampling.of_frame(frame)) for frame in (0, 1))
+    first = drawing(sampling.of_frame(0))
     if sampling.later_inference_steps is None:
         return first
+    later = drawing(sampling.of_frame(1))
     return lambda state, kept: (later if int(state.frame[0]) else first)(state, kept)
 
 
