@@ -252,7 +252,7 @@ def _write_session(
 
 def _name(prompt: str, copy: int) -> str:
     """Of a file, without suffix."""
-    return f"{media.file_name(prompt)}_seed{SEED.value}{f'_{copy}' if copy else ''}"
+    return media.sample_name(prompt, SEED.value, copy)
 
 
 def _prompts() -> tuple[list[str], list[Cue]]:

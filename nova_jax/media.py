@@ -114,6 +114,11 @@ def file_name(text: str) -> str:
     return words.encode(errors="ignore")[:200].decode(errors="ignore") or "no-prompt"
 
 
+def sample_name(prompt: str, seed: int, copy: int = 0) -> str:
+    """What the file of a sample is called, without suffix; `copy` counts those of a request."""
+    return f"{file_name(prompt)}_seed{seed}{f'_{copy}' if copy else ''}"
+
+
 def save(path: Path, data: bytes) -> Path:
     """Writes a new file, which is there whole or not at all, and returns its path.
 

@@ -53,7 +53,7 @@ class Recipe:
     @property
     def name(self) -> str:
         """Of its files, as `nova_jax.generate` names them, without suffix."""
-        return f"{media.file_name(self.prompt)}_seed{self.seed}"
+        return media.sample_name(self.prompt, self.seed)
 
     @property
     def title(self) -> str:
