@@ -4,14 +4,14 @@ Everything here is arithmetic and takes NumPy and JAX arrays alike.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from nova_jax.autoencoders.arithmetic import ArithmeticCodec
 from nova_jax.autoencoders.interface import Array
-from nova_jax.autoencoders.windows import Windows
-from nova_jax.config import Checked, Positive
+from nova_jax.config import Positive
 
 
 def to_float(pixels: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -29,7 +29,7 @@ def to_uint8(pixels: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelCodec(Checked):
+class PixelCodec(ArithmeticCodec):
     """latent = (pixel - shift) · scale, frame by frame and pixel by pixel.
 
     The defaults bring the moving digits (24 x 24, 12-pixel digits: mean -0.9109, standard deviation
@@ -39,8 +39,6 @@ class PixelCodec(Checked):
     type: ClassVar[str] = "pixels"
     latent_channels: ClassVar[int] = 3
     stride: ClassVar[int] = 1
-    network: ClassVar[None] = None
-    decode_windows: ClassVar[Windows] = Windows(size=1, step=1, drop=0)
     shift: float = -0.911
     scale: Positive = 3.34
 
@@ -49,28 +47,9 @@ class PixelCodec(Checked):
         """The settings, for each channel."""
         return np.full(3, self.scale, np.float32), np.full(3, self.shift, np.float32)
 
-    def with_network(self, network: Any) -> "PixelCodec":
-        """Itself."""
-        return self
-
-    def latent_frames(self, frames: int) -> int:
-        """One latent frame a pixel frame."""
-        return frames
-
-    def pixel_frames(self, latent_frames: int) -> int:
-        """One pixel frame a latent frame."""
-        return latent_frames
-
     def moments(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
         """Pixels as they are."""
         return pixels
-
-    def posterior(
-        self, pixels: Float[Array, "b F H W 3"]
-    ) -> tuple[Float[Array, "b F H W 3"], Float[Array, "b F H W 3"]]:
-        """Latents of pixels in [-1, 1], and a deviation of 0."""
-        mean = self.encode(pixels)
-        return mean, 0 * mean
 
     def encode(self, pixels: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
         """Latents of pixels in [-1, 1]."""
@@ -81,7 +60,3 @@ class PixelCodec(Checked):
     def decode(self, latents: Float[Array, "b F H W 3"]) -> Float[Array, "b F H W 3"]:
         """Pixels of latents."""
         return latents / self.scale + self.shift
-
-    def decode_bytes(self, latent_frames: int, size: tuple[int, int]) -> float:
-        """Nothing but the pixels."""
-        return 0.0

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nova_jax.autoencoders.cogvideox import AutoencoderCogVideoXConfig, AutoencoderKLCogVideoX
+from nova_jax.autoencoders.dct import DCTCodec
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.kl import AutoencoderKL, AutoencoderKLConfig
 from nova_jax.autoencoders.ltx import AutoencoderKLLTXVideo, AutoencoderLTXConfig
@@ -26,7 +27,7 @@ class Registered(NamedTuple):
 
 
 #: Codecs without parameters, by the ``type`` that a recipe calls them.
-CODECS: dict[str, type[VideoCodec]] = {PixelCodec.type: PixelCodec}
+CODECS: dict[str, type[VideoCodec]] = {codec.type: codec for codec in (PixelCodec, DCTCodec)}
 #: Networks, by the ``_class_name`` in ``vae/config.json`` of the released layout.
 AUTOENCODERS: dict[str, Registered] = {
     "AutoencoderKL": Registered(AutoencoderKLConfig, AutoencoderKL),

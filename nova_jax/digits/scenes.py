@@ -46,6 +46,7 @@ class ScenesConfig(Checked):
         split: "train" or "held_out" handwriting. The two share no image.
         combinations: "seen" (what training may use), "unseen" or "all", see
             `nova_jax.digits.scene_captions.is_seen`.
+        tasks: what captions tell, in turn; one that stands there twice is shown twice as often.
         num_scenes: how many different pictures.
         seed: another seed, other pictures.
         place_jitter: 0 puts things into the cells of a grid, 1 anywhere.
@@ -57,6 +58,7 @@ class ScenesConfig(Checked):
     digit_size: Annotated[float, Range(GLYPH)] = 12.0
     split: str = "train"
     combinations: str = "seen"
+    tasks: tuple[str, ...] = TASKS
     num_scenes: Count = 200_000
     seed: Seed = 0
     place_jitter: Fraction = 1.0
@@ -73,6 +75,8 @@ class ScenesConfig(Checked):
         for name, choices in (("split", SPLITS), ("combinations", COMBINATIONS)):
             if (value := getattr(self, name)) not in choices:
                 raise NovaError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            raise NovaError(f"tasks {self.tasks} must be some of {', '.join(TASKS)}")
         if self.split == "train" and self.combinations != "seen":
             raise NovaError(
                 f"combinations={self.combinations!r} with the train split would show training what "
@@ -131,7 +135,7 @@ class ScenesSource(Rows):
         pictures, scenes, captions = [], [], []
         for index in indices:
             rng = np.random.Generator(np.random.Philox([self.config.seed, int(index)]))
-            scene, wordings = self._draw(rng, TASKS[index % len(TASKS)])
+            scene, wordings = self._draw(rng, self.config.tasks[index % len(self.config.tasks)])
             pictures.append(self._paint(rng, scene))
             scenes.append(scene)
             captions.append([caption(scene, wording) for wording in wordings])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from nova_jax.config import Checked, Count, Range, from_dict, to_plain
+from nova_jax.config import Checked, Count, Positive, Range, from_dict, to_plain
 from nova_jax.errors import NovaError
 
 # Attention heads of the released widths; every other width uses heads of 32 channels.
@@ -64,6 +64,10 @@ class NovaConfig(Checked):
         mixer_rank: rank of the scaling-and-shift layer; a negative rank is full rank, and with
             None or 0 the model has no such layer.
         rotary: whether positions are 3D rotary; else they are sine-cosine.
+        mask_ratio_min: least share of a frame's tokens that training hides (MAR, section 4: 0.7).
+            Generation in many AR steps shows its last ones more than 1 - mask_ratio_min.
+        mask_ratio_std: how training draws that share: from a normal of mean 1 and this deviation,
+            cut to [mask_ratio_min, 1]. A large one draws evenly.
     """
 
     latent_channels: Count = 4
@@ -78,6 +82,8 @@ class NovaConfig(Checked):
     num_classes: Count | None = None
     mixer_rank: int | None = None
     rotary: bool = False
+    mask_ratio_min: Annotated[float, Range(0, below=1)] = 0.7
+    mask_ratio_std: Positive = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,8 +187,10 @@ class NovaConfig(Checked):
 
     @property
     def max_visible_tokens(self) -> int:
-        """Most visible tokens of a frame in training, 30 % of N: the static padded length."""
-        return math.ceil(0.3 * self.num_tokens)
+        """Most visible tokens of a frame in training, by default 30 % of N: the static length."""
+        # Rounded, as 1 - 0.7 is a little more than 0.3.
+        share = round(1 - self.mask_ratio_min, 6)
+        return min(math.ceil(share * self.num_tokens), self.num_tokens - 1)
 
     @property
     def is_video(self) -> bool:

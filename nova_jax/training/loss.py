@@ -54,12 +54,15 @@ class TrainingDraws:
     ) -> "TrainingDraws":
         """Draws masks, noise and timesteps for `batch` videos of `frames` frames.
 
-        The mask ratio is one draw a batch from a normal(1, 0.25) cut to [0.7, 1] (MAR, section 4).
+        The mask ratio is one draw a batch, by default from a normal(1, 0.25) cut to [0.7, 1] (MAR,
+        section 4).
         """
         order_key, ratio_key, noise_key, time_key = jax.random.split(key, 4)
         rows, tokens = batch * frames, config.num_tokens
         order = jnp.argsort(jax.random.uniform(order_key, (rows, tokens)), axis=1)
-        ratio = 1.0 + 0.25 * jax.random.truncated_normal(ratio_key, (0.7 - 1.0) / 0.25, 0.0)
+        std = config.mask_ratio_std
+        lowest = (config.mask_ratio_min - 1.0) / std
+        ratio = 1.0 + std * jax.random.truncated_normal(ratio_key, lowest, 0.0)
         visible = jnp.round((1.0 - ratio) * tokens).astype(jnp.int32)
         shape = (loss_repeat, rows, tokens)
         return cls(

@@ -117,7 +117,8 @@ def _check_same(
         part = _PART_OF.get(name)
         redrawn = part is not None and any(re.match(pattern, part) for pattern in fresh)
         converted = name == "latent_size" or (name == "frames" and there == 1)
-        if (there or None) != (here or None) and not redrawn and not converted:
+        how_to_train = name.startswith("mask_ratio")
+        if (there or None) != (here or None) and not (redrawn or converted or how_to_train):
             remedy = f" (or put '{part}*' into init.fresh)" if part else ""
             different.append(f"config.model.{name} is {here!r}, there it is {there!r}{remedy}")
     if different:

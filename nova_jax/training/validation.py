@@ -23,7 +23,7 @@ from nova_jax.training.optimizer import Params
 from nova_jax.training.state import TrainState, state_shardings
 from nova_jax.training.step import Batch, Trainer, batch_draws, batch_loss
 
-# Upper ends of the buckets; the drawn mask ratio lies in [0.7, 1].
+# Upper ends of the buckets; the lowest mask ratio is the model's `mask_ratio_min`, 0.7 by default.
 MASK_BUCKETS = (0.8, 0.9, 1.0)
 TIME_BUCKETS = (200, 400, 600, 800, 1000)
 
@@ -55,7 +55,8 @@ def make_validation(trainer: Trainer, state: TrainState) -> Validate:
             _, parts = batch_loss(model, schedule, batch, draws)
         one = jnp.ones(())
         whole = {"loss": parts.loss, "loss_first": parts.first, "loss_rest": parts.rest}
-        return {name: (value, one) for name, value in whole.items()} | buckets(parts)
+        lowest = model.config.mask_ratio_min
+        return {name: (value, one) for name, value in whole.items()} | buckets(parts, lowest)
 
     shardings = state_shardings(state)
     compiled = jax.jit(
@@ -75,7 +76,7 @@ def make_validation(trainer: Trainer, state: TrainState) -> Validate:
     return validate
 
 
-def buckets(parts: LossParts) -> Table:
+def buckets(parts: LossParts, lowest: float = 0.7) -> Table:
     """(sum of squared errors, number) of masked tokens in each bucket."""
     weight = jnp.broadcast_to(parts.weight, parts.per_token.shape)
 
@@ -86,10 +87,11 @@ def buckets(parts: LossParts) -> Table:
     for frame in range(parts.per_token.shape[2]):
         chosen = jnp.zeros(weight.shape).at[:, :, frame].set(1.0)
         table[f"frame/{frame}"] = mean_over(chosen)
-    # A ratio of exactly 0.8 belongs below; rounding to whole tokens may pass 0.7 by a little.
-    for low, high in zip((0.0, *MASK_BUCKETS), MASK_BUCKETS, strict=False):
+    # A ratio of exactly 0.8 belongs below; rounding to whole tokens may pass the lowest.
+    ends = [end for end in MASK_BUCKETS if end > lowest]
+    for low, high in zip((0.0, *ends), ends, strict=False):
         inside = (parts.mask_ratio > low) & (parts.mask_ratio <= high)
-        name = f"mask/{max(low, 0.7):.1f}-{high:.1f}"
+        name = f"mask/{max(low, lowest):.1f}-{high:.1f}"
         table[name] = mean_over(jnp.full(weight.shape, inside, jnp.float32))
     for low, high in zip((0, *TIME_BUCKETS), TIME_BUCKETS, strict=False):
         inside = (parts.timestep_index >= low) & (parts.timestep_index < high)

@@ -80,6 +80,12 @@ def test_all_tasks_come_equally_often_and_their_scenes_are_of_them():
                 assert count == 2 and len(set(scene.digits)) == 2
 
 
+def test_tasks_that_are_named_twice_come_twice_as_often():
+    tasks = ("position", "colors", "position")
+    scenes = ScenesSource(ScenesConfig(tasks=tasks)).batch(np.arange(30))["scene"]
+    assert [scene.task for scene in scenes] == 10 * list(tasks)
+
+
 def test_training_never_shows_what_is_kept_back():
     source = ScenesSource(ScenesConfig())
     rows = source.batch(np.arange(3000))
@@ -206,6 +212,8 @@ def test_scenes_that_cannot_be():
         ({"digit_size": 14.0}, "make digit_size smaller or size larger"),
         ({"split": "test"}, "choose one of train, held_out"),
         ({"combinations": "none"}, "choose one of seen, unseen, all"),
+        ({"tasks": ("position", "color")}, "must be some of single_object, two_object"),
+        ({"tasks": ()}, "must be some of"),
         ({"combinations": "all"}, "would show training what evaluation keeps back"),
     ):
         with pytest.raises(NovaError, match=message):

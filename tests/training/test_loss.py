@@ -28,6 +28,22 @@ def test_draws_have_static_shapes_and_masks_of_seventy_percent_or_more():
     assert draws.noise.shape == (1, 1, 24, 12)
 
 
+def test_masks_of_any_share_are_drawn_where_they_are_asked_for():
+    config = dataclasses.replace(CONFIG, mask_ratio_min=0.0, mask_ratio_std=100.0)
+    assert config.max_visible_tokens == 23
+    key = jax.random.split(jax.random.key(0), 500)
+    draw = jax.vmap(
+        lambda key: (
+            TrainingDraws.sample(
+                config, SCHEDULE, key, batch=1, frames=1, loss_repeat=1
+            ).num_visible
+        )
+    )
+    counts = np.bincount(draw(key), minlength=24)
+    assert len(counts) == 24 and counts.min() > 0  # one token is always hidden
+    assert abs(counts[:12].sum() - counts[12:].sum()) < 100
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_parts_add_up_and_visible_tokens_do_not_count(frames):
     model = Nova(CONFIG, rngs=nnx.Rngs(0))

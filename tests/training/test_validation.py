@@ -34,8 +34,9 @@ def test_masked_tokens_are_counted_in_their_buckets():
     assert found == expected
 
 
+@pytest.mark.parametrize("lowest", [0.0, 0.7, 0.8])
 @pytest.mark.parametrize("ratio", [0.68, 0.7, 0.8, 0.81, 0.9, 0.95, 1.0])
-def test_every_mask_ratio_has_one_bucket(ratio):
+def test_every_mask_ratio_has_one_bucket(ratio, lowest):
     tokens = jnp.ones((1, 1, 1, 4))
     parts = LossParts(
         loss=jnp.zeros(()),
@@ -46,5 +47,6 @@ def test_every_mask_ratio_has_one_bucket(ratio):
         timestep_index=tokens.astype(jnp.int32),
         mask_ratio=jnp.asarray(ratio, jnp.float32),
     )
-    counts = [count for name, (_, count) in buckets(parts).items() if name.startswith("mask")]
-    np.testing.assert_array_equal(sorted(counts), [0, 0, 4])
+    found = {k: count for k, (_, count) in buckets(parts, lowest).items() if k.startswith("mask")}
+    assert min(found).startswith(f"mask/{lowest:.1f}-")
+    np.testing.assert_array_equal(sorted(found.values()), [*[0] * (1 + (lowest < 0.8)), 4])
