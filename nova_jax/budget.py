@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -14,6 +15,20 @@ from nova_jax.sampling.memory import generation_bytes
 from nova_jax.sampling.schedules import Schedule
 
 
+class Parameters(NamedTuple):
+    """Bytes of parameters, on one device.
+
+    Attributes:
+        transformer, codec, text_encoder: of each part.
+        offloaded: whether those of the latter two are on the device only while they are used.
+    """
+
+    transformer: int
+    codec: int
+    text_encoder: int
+    offloaded: bool
+
+
 def check_memory(
     request: Request,
     config: NovaConfig,
@@ -22,8 +37,7 @@ def check_memory(
     *,
     samples: int,
     itemsize: int,
-    transformer: int,
-    frozen: int,
+    parameters: Parameters,
     devices: Sequence[jax.Device],
     returned: bool,
     overlapped: bool,
@@ -35,7 +49,7 @@ def check_memory(
         config, schedule, codec: of the model.
         samples: of a batch, on one device.
         itemsize: bytes of a number of the computation.
-        transformer, frozen: bytes of its parameters and of all others, on one device.
+        parameters: of the parts.
         devices: of this process, that take part.
         returned: whether all samples are kept to be returned, not only those of a batch.
         overlapped: whether a batch is decoded while the next one is drawn.
@@ -58,7 +72,7 @@ def check_memory(
         samples=samples,
         frames=frames,
         itemsize=itemsize,
-        parameters=transformer,
+        parameters=parameters.transformer,
     )
     drawing = [Part("the drawing of a batch", generation, [*fewer, *smaller, *narrower])]
     decoding = [
@@ -72,21 +86,28 @@ def check_memory(
     ]
     stages = [drawing] if request.output_type == "latent" else [drawing, decoding]
     stages = [[*drawing, *decoding]] if overlapped else stages
+    frozen = parameters.codec + parameters.text_encoder
+    if parameters.offloaded:
+        decoding.append(Part("the autoencoder", parameters.codec, ()))
+        least = [*narrower, "what else is on the device"]
+        stages.append([Part("the text encoder", parameters.text_encoder, least)])
     largest = max(stages, key=lambda parts: sum(part.bytes for part in parts))
-    on_device = [Part("parameters", transformer + frozen, ()), *largest]
+    kept = parameters.transformer + frozen * (shared or not parameters.offloaded)
+    on_device = [Part("parameters", kept, ()), *largest]
 
     # Batches, and then all of them in one array.
     sample = 4 * latents + pixels * (request.output_type != "latent")
     copies = ["num_images_per_prompt"] * (request.copies > 1)
     prompts = ["the number of prompts"] * (len(request.prompts) > 1)
-    kept = Part(
+    returns = Part(
         "the samples that are returned",
         2 * sample * request.count * returned,
         [*copies, *prompts, *shorter, "size"],
     )
     if shared:
         on_device = [part._replace(bytes=part.bytes * len(devices)) for part in on_device]
-        check_fits(what, [*on_device, kept], host_memory(), "this machine")
+        check_fits(what, [*on_device, returns], host_memory(), "this machine")
         return
-    check_fits(what, on_device, device_memory(devices[0]), devices[0].device_kind)
-    check_fits(what, [kept], host_memory(), "this machine")
+    remark = "load it with offload=True (--offload)" * bool(frozen and not parameters.offloaded)
+    check_fits(what, on_device, device_memory(devices[0]), devices[0].device_kind, remark)
+    check_fits(what, [returns], host_memory(), "this machine")

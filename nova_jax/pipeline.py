@@ -29,7 +29,7 @@ from nova_jax import call, saving
 from nova_jax.arguments import check_devices, check_dtype, check_frames, check_mesh
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
-from nova_jax.budget import check_memory
+from nova_jax.budget import Parameters, check_memory
 from nova_jax.checkpoints.open import Checkpoint, Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
 from nova_jax.config import Count, FrameRate, MotionScore, convert
@@ -69,6 +69,8 @@ class NovaPipeline:
         unroll: Blocks per iteration of the loops over depth; on a CPU 16 takes a twentieth off the
             time of a large model, and compiles thrice as long.
         origin: What it was opened from, which a saved pipeline says of its data and training.
+        offload: Whether codec and text encoder wait in the host's memory and are on a device only
+            while they are used.
 
     Raises:
         NovaError: A number is of another type or out of range, see `nova_jax.config`.
@@ -89,8 +91,11 @@ class NovaPipeline:
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
         origin: Checkpoint | None = None,
+        offload: bool = False,
     ) -> None:
-        self.origin = origin
+        self.origin, self.offloaded = origin, convert(bool, offload, "offload")
+        if self.offloaded:
+            codec, text_encoder = codec.offloaded(), text_encoder and text_encoder.offloaded()
         self.schedule, self.codec, self.text_encoder = schedule, codec, text_encoder
         self.config, self.frames = model.config, convert(Count, frames, "frames")
         self.sampling = convert(SamplingConfig, sampling, "sampling")
@@ -111,6 +116,7 @@ class NovaPipeline:
         mesh: MeshLayout | None = None,
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
+        offload: bool = False,
     ) -> NovaPipeline:
         """Loads a checkpoint of any kind, such as `BAAI/nova-d48w1024-osp480`.
 
@@ -130,6 +136,7 @@ class NovaPipeline:
                 the first device, and copies on others when there are samples for them.
             devices: See the class.
             unroll: See the class.
+            offload: See the class, and docs/performance.md.
 
         Raises:
             NovaError: It cannot be found or downloaded, something in it is missing, unknown,
@@ -141,11 +148,13 @@ class NovaPipeline:
         unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
+        # In this order, what is offloaded is never on a device beside the transformer.
+        config, offload = checkpoint.model_config(), convert(bool, offload, "offload")
+        codec, text_encoder = load_frozen_parts(checkpoint, config, offload=offload, **options)
         model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
-        codec, text_encoder = load_frozen_parts(checkpoint, model.config, **options)
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
-        own = vars(checkpoint.defaults())
-        return cls(model, schedule, codec, text_encoder, **own, **placed, origin=checkpoint)
+        placed |= vars(checkpoint.defaults()) | {"origin": checkpoint, "offload": offload}
+        return cls(model, schedule, codec, text_encoder, **placed)
 
     @classmethod
     def from_checkpoint(
@@ -282,13 +291,13 @@ class NovaPipeline:
         """Raises, before anything is compiled, if memory is short, see `nova_jax.budget`."""
         batches, ways = self.placement.batches(request)
         networks = (self.codec.network, self.text_encoder and self.text_encoder.network)
+        codec, text = (device_bytes(nnx.state(part)) if part else 0 for part in networks)
         asked = (request, self.config, self.schedule, self.codec)
         check_memory(
             *asked,
             samples=-(-batches.size // ways),
             itemsize=jnp.dtype(self.model.dtype).itemsize,
-            transformer=self.placement.bytes,
-            frozen=device_bytes([nnx.state(part) for part in networks if part is not None]),
+            parameters=Parameters(self.placement.bytes, codec, text, self.offloaded),
             devices=self.placement.devices(ways),
             returned=returned,
             overlapped=overlapped,

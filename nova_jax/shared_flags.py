@@ -29,7 +29,7 @@ def define_tune() -> None:
 
 
 class ModelFlags:
-    """Defines --checkpoint, --weights, --dtype, --size, --unroll and --tune: what generates."""
+    """Defines --checkpoint, --weights, --dtype, --size, --unroll, --offload and --tune."""
 
     def __init__(self) -> None:
         self._checkpoint = flags.DEFINE_string(
@@ -56,8 +56,14 @@ class ModelFlags:
             1,
             "Blocks per iteration over depth; on a CPU 16 is faster and compiles longer.",
         )
+        self._offload = flags.DEFINE_bool(
+            "offload",
+            False,
+            "Keep text encoder and autoencoder in the host's memory while they are not used.",
+        )
         define_tune()
-        self._all = (self._checkpoint, self._weights, self._dtype, self._size, self._unroll)
+        self._loading = (self._weights, self._dtype, self._unroll, self._offload)
+        self._all = (self._checkpoint, *self._loading, self._size)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -70,7 +76,7 @@ class ModelFlags:
         Raises:
           NovaError: The size is none, or see `NovaPipeline.from_pretrained` and `resized`.
         """
-        options = {flag.name: flag.value for flag in (self._weights, self._dtype, self._unroll)}
+        options = {flag.name: flag.value for flag in self._loading}
         pipeline = NovaPipeline.from_pretrained(self._checkpoint.value, **options)
         if self._size.value is None:
             return pipeline

@@ -47,6 +47,10 @@ class ArithmeticCodec(Checked, abc.ABC):
         """Itself."""
         return self
 
+    def offloaded(self) -> Self:
+        """Itself."""
+        return self
+
     def latent_frames(self, frames: int) -> int:
         """One latent frame a pixel frame."""
         return frames

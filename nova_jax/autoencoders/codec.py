@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class AutoencoderCodec:
         network: with its parameters.
         scale, shift: (z − shift)·scale is what the transformer sees; one for all channels, or [C].
         source: directory of the released model that it was loaded from, if it was.
+        offload: whether parameters wait in the host's memory, and are on a device only while it
+            encodes or decodes.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class AutoencoderCodec:
         scale: float | np.ndarray = 1.0,
         shift: float | np.ndarray = 0.0,
         source: Path | None = None,
+        offload: bool = False,
     ):
         self._facts, self.source = network, source
         # One for each channel, or for all, against [B, T, h, w, C].
@@ -50,7 +54,10 @@ class AutoencoderCodec:
             np.asarray(factor, np.float32).reshape(1, 1, 1, 1, -1) for factor in (scale, shift)
         )
         self._graph, self._state = nnx.split(network)
-        self._placed: dict[NamedSharding | None, nnx.State] = {None: self._state}
+        if offload:
+            self._state = jax.device_get(self._state)
+        self._offload = offload
+        self._placed: dict[NamedSharding | None, nnx.State] = {}
 
     @property
     def network(self) -> Autoencoder:
@@ -60,6 +67,13 @@ class AutoencoderCodec:
     def with_network(self, network: Autoencoder) -> AutoencoderCodec:
         """The same with other parameters, such as the arguments of a program."""
         return AutoencoderCodec(network, scale=self._scale, shift=self._shift)
+
+    def offloaded(self) -> AutoencoderCodec:
+        """The same with parameters that wait in the host's memory."""
+        if self._offload:
+            return self
+        facts: dict[str, Any] = {"scale": self._scale, "shift": self._shift}
+        return AutoencoderCodec(self.network, **facts, source=self.source, offload=True)
 
     @property
     def latent_channels(self) -> int:
@@ -133,10 +147,16 @@ class AutoencoderCodec:
         # Where a program is traced there is none to see.
         sharding = getattr(x, "sharding", None)
         sharding = sharding if isinstance(sharding, NamedSharding) else None
-        if sharding not in self._placed:
+        return _run(self._graph, self._on_devices(sharding), x, method, sharding)
+
+    def _on_devices(self, sharding: NamedSharding | None) -> nnx.State:
+        """The parameters, whole on every device that clips lie on."""
+        if (state := self._placed.get(sharding)) is None:
             whole = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
-            self._placed[sharding] = jax.device_put(self._state, whole)
-        return _run(self._graph, self._placed[sharding], x, method, sharding)
+            state = jax.device_put(self._state, whole)
+            if not self._offload:
+                self._placed[sharding] = state
+        return state
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "method", "sharding"))

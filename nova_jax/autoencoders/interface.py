@@ -48,6 +48,9 @@ class VideoCodec(Protocol):
     def with_network(self, network: Any) -> "VideoCodec":
         """The same with other parameters, such as the arguments of a program."""
 
+    def offloaded(self) -> "VideoCodec":
+        """The same with parameters that wait in the host's memory while they are not used."""
+
     def latent_frames(self, frames: int) -> int:
         """T for F pixel frames."""
 

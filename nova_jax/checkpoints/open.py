@@ -259,13 +259,15 @@ def open_checkpoint(
 
 
 def load_frozen_parts(
-    checkpoint: Checkpoint, config: NovaConfig, **options: Any
+    checkpoint: Checkpoint, config: NovaConfig, *, offload: bool = False, **options: Any
 ) -> tuple[VideoCodec, TextEncoder | None]:
     """Loads what turns prompts into a transformer's conditions, and its latents into pixels.
 
     Args:
         checkpoint: where it is.
         config: what the transformer is.
+        offload: whether parameters wait in the host's memory while they are not used; each part
+            goes there before the next one is read.
         **options: `dtype` and `mesh`, see `Checkpoint`.
 
     Returns:
@@ -275,7 +277,9 @@ def load_frozen_parts(
         NovaError: the checkpoint names none, or one that does not fit the transformer.
     """
     codec = checkpoint.load_autoencoder(**options)
+    codec = codec.offloaded() if codec and offload else codec
     text_encoder = None if config.text_dim is None else checkpoint.load_text_encoder(**options)
+    text_encoder = text_encoder.offloaded() if text_encoder and offload else text_encoder
     missing = ["codec"] if codec is None else []
     missing += ["text_encoder"] if config.text_dim is not None and text_encoder is None else []
     if codec is None or missing:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from nova_jax.errors import NovaError
 
@@ -47,9 +48,12 @@ def device_memory(device: jax.Device) -> int:
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of arrays on one device; abstract ones have shardings."""
+    """Bytes of arrays on one device; abstract ones have shardings, the host's count as whole."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        math.prod(
+            leaf.shape if isinstance(leaf, np.ndarray) else leaf.sharding.shard_shape(leaf.shape)
+        )
+        * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 

@@ -19,7 +19,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,10 @@ class HashedTextEncoder(Checked):
         places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
         places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
         return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
+
+    def offloaded(self) -> Self:
+        """Itself."""
+        return self
 
     @property
     def tokens(self) -> Tokens:

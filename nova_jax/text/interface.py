@@ -60,6 +60,9 @@ class TextEncoder(Protocol):
     def network(self) -> nnx.Module | None:
         """What holds the parameters; None for an encoder without any."""
 
+    def offloaded(self) -> TextEncoder:
+        """The same with parameters that wait in the host's memory while they are not used."""
+
     @property
     def tokens(self) -> Tokens:
         """What `features` takes."""

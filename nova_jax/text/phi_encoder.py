@@ -26,14 +26,26 @@ class PhiTextEncoder:
         tokenizer: text to token ids, as transformers has it.
         batch_size: prompts computed together; fewer are padded to a power of two.
         source: directory of the released model that it was loaded from, if it was.
+        offload: whether parameters wait in the host's memory, and are where they were, on one
+            device or split, only while prompts are encoded.
     """
 
     def __init__(
-        self, model: Phi, tokenizer: Any, *, batch_size: int = 8, source: Path | None = None
+        self,
+        model: Phi,
+        tokenizer: Any,
+        *,
+        batch_size: int = 8,
+        source: Path | None = None,
+        offload: bool = False,
     ):
         self.tokenizer, self.batch_size, self._config = tokenizer, batch_size, model.config
         self.source = source
         self._graph, self._state = nnx.split(model)
+        self._places = None
+        if offload:
+            self._places = jax.tree.map(lambda leaf: leaf.sharding, self._state)
+            self._state = jax.device_get(self._state)
 
     @classmethod
     def load(cls, model: Phi, directory: Path) -> PhiTextEncoder:
@@ -60,6 +72,13 @@ class PhiTextEncoder:
         """The model, with its parameters."""
         return nnx.merge(self._graph, self._state)
 
+    def offloaded(self) -> PhiTextEncoder:
+        """The same with parameters that wait in the host's memory."""
+        if self._places is not None:
+            return self
+        facts: dict[str, Any] = {"batch_size": self.batch_size, "source": self.source}
+        return PhiTextEncoder(self.network, self.tokenizer, **facts, offload=True)
+
     @property
     def dim(self) -> int:
         """d."""
@@ -85,6 +104,7 @@ class PhiTextEncoder:
         tokens = [list(self.tokenizer(text).input_ids)[:length] for text in prompts]
         features = np.zeros((len(prompts), length, self.dim), np.float32)
         lengths = np.array([len(row) for row in tokens], np.int32)
+        state = self._state if self._places is None else jax.device_put(self._state, self._places)
         for start in range(0, len(tokens), self.batch_size):
             rows = tokens[start : start + self.batch_size]
             # What stands after a prompt does not reach it, the model is causal: any id will do.
@@ -93,7 +113,7 @@ class PhiTextEncoder:
             ids = np.zeros((size, width), np.int32)
             for row, sequence in zip(ids, rows, strict=False):
                 row[: len(sequence)] = sequence
-            states = np.asarray(_run(self._graph, self._state, ids), np.float32)
+            states = np.asarray(_run(self._graph, state, ids), np.float32)
             for i, sequence in enumerate(rows):
                 features[start + i, : len(sequence)] = states[i, : len(sequence)]
         return features, lengths
