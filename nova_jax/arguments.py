@@ -6,6 +6,7 @@ business of `nova_jax.config.convert`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,8 @@ from nova_jax.sampling.keys import seed_key
 
 #: Types that a model can compute in.
 DType = Literal["float32", "bfloat16", "float16"]
+#: Of the transformer's parameters; the last one is of the matrices of blocks alone.
+ParamDType = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 def check_dtype(value: Any, name: str) -> DType:
@@ -33,11 +36,22 @@ def check_dtype(value: Any, name: str) -> DType:
     Raises:
         NovaError: there is no such type, or it is none to compute in.
     """
-    try:
+    with contextlib.suppress(TypeError, ValueError):  # no type, and so said below
         value = value if value is None else jnp.dtype(value).name
-    except (TypeError, ValueError):
-        pass  # no type, and so said below
     return convert(DType, value, name)
+
+
+def check_param_dtype(value: Any, dtype: DType) -> ParamDType:
+    """The same of the type that the transformer's parameters are kept in, by default `dtype`.
+
+    Raises:
+        NovaError: see `check_dtype`; "int8" is one, too.
+    """
+    if value is None:
+        return dtype
+    with contextlib.suppress(TypeError, ValueError):
+        value = jnp.dtype(value).name
+    return convert(ParamDType, value, "param_dtype")
 
 
 def check_mesh(mesh: Any) -> MeshLayout | None:

@@ -17,7 +17,7 @@ import functools
 import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,13 @@ from flax import nnx
 from tqdm import tqdm
 
 from nova_jax import call, saving
-from nova_jax.arguments import check_devices, check_dtype, check_frames, check_mesh
+from nova_jax.arguments import (
+    check_devices,
+    check_dtype,
+    check_frames,
+    check_mesh,
+    check_param_dtype,
+)
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.budget import Parameters, check_memory
@@ -37,6 +43,7 @@ from nova_jax.distributed.memory import device_bytes
 from nova_jax.distributed.mesh import MeshLayout, batch_sharding
 from nova_jax.errors import NovaError
 from nova_jax.models.nova import Conditions, Nova
+from nova_jax.models.quantization import quantize
 from nova_jax.placement import Placement
 from nova_jax.request import Batch, FirstFrames, Output, Prompt, Request
 from nova_jax.sampling.options import SamplingConfig, with_options
@@ -112,7 +119,7 @@ class NovaPipeline:
         weights: Weights = "ema",
         step: Step = "latest",
         dtype: jax.typing.DTypeLike = jnp.float32,
-        param_dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike | Literal["int8"] | None = None,
         mesh: MeshLayout | None = None,
         devices: Sequence[jax.Device] | None = None,
         unroll: int = 1,
@@ -131,7 +138,9 @@ class NovaPipeline:
             step: Of a training run, which of its checkpoints: "latest", "best" or a number.
             dtype: Type of the computation, and of the parameters of frozen parts: float32,
                 bfloat16 or float16; norms and softmax are float32.
-            param_dtype: Type that the transformer's parameters are kept in; by default `dtype`.
+            param_dtype: Type that the transformer's parameters are kept in, by default `dtype`;
+                "int8" is `dtype` but for the matrices of blocks, see
+                `nova_jax.models.quantization`.
             mesh: Devices to put the parameters on, see `nova_jax.distributed.mesh`; by default
                 the first device, and copies on others when there are samples for them.
             devices: See the class.
@@ -144,14 +153,16 @@ class NovaPipeline:
         """
         mesh, devices = check_mesh(mesh), check_devices(devices)
         dtype = check_dtype(dtype, "dtype")
-        kept = dtype if param_dtype is None else check_dtype(param_dtype, "param_dtype")
+        kept = check_param_dtype(param_dtype, dtype)
         unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
         # In this order, what is offloaded is never on a device beside the transformer.
         config, offload = checkpoint.model_config(), convert(bool, offload, "offload")
         codec, text_encoder = load_frozen_parts(checkpoint, config, offload=offload, **options)
-        model, schedule = checkpoint.load_transformer(param_dtype=kept, **options)
+        read = dtype if kept == "int8" else kept
+        model, schedule = checkpoint.load_transformer(param_dtype=read, **options)
+        model = quantize(model) if kept == "int8" else model
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
         placed |= vars(checkpoint.defaults()) | {"origin": checkpoint, "offload": offload}
         return cls(model, schedule, codec, text_encoder, **placed)

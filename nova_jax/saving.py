@@ -196,11 +196,13 @@ def _save(
     convert(str | None, license, "license")
     if jax.process_count() > 1:
         raise NovaError("one of several processes cannot save a pipeline; open it in a single one")
+    leaves = jax.tree.leaves(nnx.state(pipeline.model))
+    if any(leaf.dtype.name == "int8" for leaf in leaves):
+        raise NovaError("parameters in 8 bits are not saved; load it without param_dtype='int8'")
     found = [one for place in results for one in read_results(place, pipeline.fingerprint)]
     shown = [*map(_picture, pictures), *_last_samples(pipeline.origin)]
     shown += [picture for one in found for picture in one.pictures]
     released, config = _released_parts(pipeline), _config(pipeline)
-    leaves = jax.tree.leaves(nnx.state(pipeline.model))
     with unfinished(out) as new:
         new.mkdir(parents=True)
         if released is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from absl import flags
 
-from nova_jax.arguments import DType
+from nova_jax.arguments import DType, ParamDType
 from nova_jax.cli import define
 from nova_jax.config import Count, Seed
 from nova_jax.errors import NovaError
@@ -29,7 +29,8 @@ def define_tune() -> None:
 
 
 class ModelFlags:
-    """Defines --checkpoint, --weights, --dtype, --size, --unroll, --offload and --tune."""
+    """Defines --checkpoint, --weights, --dtype, --size, --param_dtype, --unroll, --offload and
+    --tune: what generates."""
 
     def __init__(self) -> None:
         self._checkpoint = flags.DEFINE_string(
@@ -47,6 +48,12 @@ class ModelFlags:
             "float32",
             "Type of the computation and of the parameters; bfloat16 takes half the memory.",
         )
+        self._param_dtype = define(
+            "param_dtype",
+            ParamDType,
+            None,
+            "Type that the transformer is kept in, by default --dtype; int8 takes least memory.",
+        )
         self._size = flags.DEFINE_string(
             "size", None, "HEIGHTxWIDTH in pixels; the model's own by default."
         )
@@ -62,7 +69,10 @@ class ModelFlags:
             "Keep text encoder and autoencoder in the host's memory while they are not used.",
         )
         define_tune()
-        self._loading = (self._weights, self._dtype, self._unroll, self._offload)
+        self._loading = (
+            *(self._weights, self._dtype, self._param_dtype, self._unroll),
+            self._offload,
+        )
         self._all = (self._checkpoint, *self._loading, self._size)
 
     @property

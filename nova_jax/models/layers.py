@@ -40,6 +40,29 @@ def logical_axes(variable: nnx.Variable) -> AxisNames:
     return stacked + names if names else (None,) * len(shape)
 
 
+class Linear(nnx.Linear):
+    """A linear map, whose kernel may be kept in 8 bits, see `nova_jax.models.quantization`.
+
+    Attributes:
+        scale: of a kernel in 8 bits, float32, one a channel of the output; else None.
+    """
+
+    def __init__(self, *sizes: int, **options: Any):
+        super().__init__(*sizes, **options)
+        self.scale: nnx.Param[jax.Array] | None = nnx.data(None)
+
+    def __call__(self, inputs: Float[Array, "*b i"]) -> Float[Array, "*b o"]:  # type: ignore[override]
+        """Maps the last axis."""
+        if self.scale is None:
+            return super().__call__(inputs)
+        # Integers up to 127 are exact in every type; what is summed is scaled afterwards.
+        dtype, scale = self.dtype, jnp.expand_dims(self.scale[...], range(inputs.ndim - 1))
+        y = jnp.matmul(inputs.astype(dtype), self.kernel[...].astype(dtype)) * scale
+        if self.bias is not None:
+            y += jnp.expand_dims(self.bias[...], range(inputs.ndim - 1))
+        return y.astype(dtype)
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -50,9 +73,9 @@ def linear(
     bias: bool = True,
     kernel_init: Any = _XAVIER_UNIFORM,
     param_dtype: DTypeLike = jnp.float32,
-) -> nnx.Linear:
+) -> Linear:
     """A linear map that computes in `dtype`."""
-    return nnx.Linear(
+    return Linear(
         in_features,
         out_features,
         use_bias=bias,
