@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -36,6 +35,7 @@ from nova_jax.arguments import (
 from nova_jax.autoencoders.interface import VideoCodec
 from nova_jax.autoencoders.pixels import to_uint8
 from nova_jax.budget import Parameters, check_memory
+from nova_jax.checkpoints.hub import ASSETS
 from nova_jax.checkpoints.open import Checkpoint, Weights, load_frozen_parts, open_checkpoint
 from nova_jax.checkpoints.run import Step
 from nova_jax.config import Count, FrameRate, MotionScore, convert
@@ -54,8 +54,8 @@ from nova_jax.session_file import fingerprint
 from nova_jax.text.conditions import conditions_of
 from nova_jax.text.interface import TextEncoder
 
-# The digits model that comes with the package.
-SHIPPED = Path(__file__).parent / "assets" / "digits_t2v"
+# The model of moving digits that comes with the package.
+SHIPPED = ASSETS / "digits_t2v"
 
 
 class NovaPipeline:

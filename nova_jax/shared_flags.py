@@ -36,8 +36,9 @@ class ModelFlags:
         self._checkpoint = flags.DEFINE_string(
             "checkpoint",
             str(SHIPPED),
-            "Model directory, --workdir of a training run, or a released model: its directory or "
-            "its id on the Hugging Face hub.",
+            "Model directory, --workdir of a training run, a released model (its directory or its "
+            "id on the Hugging Face hub), or one that comes with the package: digits_t2v, "
+            "digits_t2i.",
         )
         self._weights = flags.DEFINE_enum(
             "weights", "ema", ["ema", "raw"], "Of a training run: averaged or raw parameters."

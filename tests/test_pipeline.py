@@ -287,7 +287,7 @@ def test_numpys_integers_are_integers(pipeline, videos):
         (SHIPPED, {"dtype": None}, "dtype is None; it must be"),
         (SHIPPED, {"mesh": np.zeros(2)}, "mesh is array.*; make one with"),
         (SHIPPED, {"devices": [3]}, r"devices is \[3\]; give some of jax.devices"),
-        (SHIPPED, {"param_dtype": "int8"}, "param_dtype is 'int8'; it must be"),
+        (SHIPPED, {"param_dtype": "int4"}, "param_dtype is .int4.; it must be .*int8"),
         (SHIPPED, {"weights": "xx"}, "weights is 'xx'; it must be 'ema' or 'raw'"),
         (SHIPPED, {"step": 1.5}, "step is 1.5; it must be str or int"),
         (SHIPPED, {"unroll": 1.5}, "unroll is 1.5; it must be int"),

@@ -3,7 +3,8 @@
 A name of the form OWNER/NAME is one on the hub, unless there is a local folder OWNER; behind it may
 stand @REVISION, a commit, tag or branch. Every other name is a path and never reaches the network:
 an absolute one, one that starts with a dot or ``~``, one with no slash or with several, and one
-whose first folder is there.
+whose first folder is there. Where there is no such folder, a model that comes with the package has
+its name: digits_t2v, digits_t2i.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from nova_jax.checkpoints.integrity import CHECKSUMS, CONFIG, PARAMS
 from nova_jax.config import shown
 from nova_jax.errors import NovaError
 
+#: The models that come with the package, each in the folder of its name.
+ASSETS = Path(__file__).parents[1] / "assets"
 # Frozen parts of a model directory, where they have files.
 KEPT = "released"
 #: What a model directory needs, as the hub matches patterns: a star also stands for slashes.
@@ -55,6 +58,8 @@ def locate(
     path = epath.Path(name).expanduser()
     if path.is_dir():
         return path
+    if name in {folder.name for folder in ASSETS.iterdir()}:
+        return epath.Path(ASSETS / name)
     if path.exists():
         raise NovaError(f"{name} is a file; give the directory that it is in")
     nearest = " or ".join(map(str, _nearest(path)))

@@ -278,3 +278,11 @@ def test_parts_of_ones_own_are_registered_in_one_place(untrained, tmp_path, monk
 
 def test_every_language_model_has_a_table_of_names():
     assert rules.TEXT_ENCODERS.keys() == text_encoders.LANGUAGE_MODELS.keys()
+
+
+def test_models_of_the_package_have_names_unless_a_folder_has_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_checkpoint("digits_t2v").model_config().is_video
+    (tmp_path / "digits_t2v").mkdir()
+    with pytest.raises(NovaError, match="digits_t2v is no checkpoint"):
+        open_checkpoint("digits_t2v")

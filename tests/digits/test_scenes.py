@@ -86,6 +86,28 @@ def test_tasks_that_are_named_twice_come_twice_as_often():
     assert [scene.task for scene in scenes] == 10 * list(tasks)
 
 
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_filled_pictures_have_a_thing_in_every_cell_on_its_side(judge, relation):
+    tasks = ("position", "color_attr", "colors")
+    config = ScenesConfig(split="held_out", filled=True, tasks=tasks, place_jitter=0.05)
+    rows = ScenesSource(config).batch(np.arange(90))
+    # The judges take two things that nearly touch for one, here and there.
+    checked = 0
+    for scene, picture in zip(rows["scene"], rows["frames"][:, 0], strict=True):
+        things = judge(picture)
+        assert 6 <= len(things) <= 9
+        assert {thing.color for thing in things} == set(scene.colors)
+        if scene.relation == relation and len(set(scene.colors)) == 2:
+            right, down = RELATIONS[relation]
+            place = {color: [] for color in scene.colors}
+            for thing in things:
+                place[thing.color].append(thing.middle[bool(down)] * (right + down))
+            first, second = (place[color] for color in scene.colors)
+            assert min(first) > max(second) + 8
+            checked += 1
+    assert checked >= 3
+
+
 def test_training_never_shows_what_is_kept_back():
     source = ScenesSource(ScenesConfig())
     rows = source.batch(np.arange(3000))
@@ -214,6 +236,8 @@ def test_scenes_that_cannot_be():
         ({"combinations": "none"}, "choose one of seen, unseen, all"),
         ({"tasks": ("position", "color")}, "must be some of single_object, two_object"),
         ({"tasks": ()}, "must be some of"),
+        ({"filled": True, "place_jitter": 0.05}, "leave counting out of tasks"),
+        ({"filled": True, "tasks": ("colors",)}, "set place_jitter to 0.1 or less"),
         ({"combinations": "all"}, "would show training what evaluation keeps back"),
     ):
         with pytest.raises(NovaError, match=message):
