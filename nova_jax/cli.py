@@ -25,6 +25,7 @@ from nova_jax.config import convert, described
 from nova_jax.errors import NovaError
 from nova_jax.files import cache_folder
 from nova_jax.kernels.diffusion_sampler import tuning
+from nova_jax.sampling import traces
 
 # What Python and absl say of a value of another type, in part; and what it must be.
 _TYPES = {
@@ -128,7 +129,7 @@ def _status(main: Callable[..., None], arguments: str | None, config: str | None
 
 
 def _keep_compiled_programs() -> None:
-    """Has JAX keep compiled programs on disk, for the next run of a command.
+    """Has JAX keep compiled programs on disk, for the next run of a command; and traced ones.
 
     JAX's own variables go before: JAX_COMPILATION_CACHE_DIR says where,
     JAX_ENABLE_COMPILATION_CACHE=false switches it off.
@@ -137,6 +138,9 @@ def _keep_compiled_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
     # XLA's own caches, in the same directory, keep absolute paths of the machine.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if jax.config.values["jax_enable_compilation_cache"] and "://" not in folder:
+        traces.keep(Path(folder) / "traces")
 
 
 def _with_config(argv: list[str], config: str | None) -> list[str]:

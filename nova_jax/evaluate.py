@@ -51,7 +51,6 @@ from nova_jax.suites.drawing import Asked, draw
 from nova_jax.suites.folder import Folder, missing
 from nova_jax.suites.interface import Prompts, Suite
 from nova_jax.suites.registry import SUITES
-from nova_jax.training.config import TrainConfig
 
 CONFIG = cli.define_config(
     "Recipe whose dataset and sampling options count; else the checkpoint's own."
@@ -222,6 +221,8 @@ def _model() -> tuple[NovaPipeline, DigitsConfig]:
         )
     pipeline = NovaPipeline.from_pretrained(checkpoint.directory, weights=WEIGHTS.value)
     if CONFIG.value is not None:
+        from nova_jax.training.config import TrainConfig  # slow to import, for recipes alone
+
         recipe = TrainConfig.from_dict(CONFIG.value.to_dict())
         if not isinstance(recipe.dataset, DigitsConfig):
             raise NovaError(f"config.dataset is {recipe.dataset.type}; only digits can be judged")

@@ -30,7 +30,6 @@ from tqdm import tqdm
 from nova_jax import cli, media
 from nova_jax.config import Count, FrameRate, MotionScore, Range, Seed
 from nova_jax.errors import NovaError
-from nova_jax.export import destination, export
 from nova_jax.files import new_output, output_folder
 from nova_jax.live import ClipFile, Cue, play, read_schedule
 from nova_jax.pipeline import NovaPipeline
@@ -131,6 +130,8 @@ def main() -> None:
     """Reads the prompts, loads the model, generates and writes; or exports."""
     options: dict[str, Any] = {name: flag.value for name, flag in CALL.items()}
     if EXPORT.value is not None:
+        from nova_jax.export import destination, export  # has programs' formats with it
+
         if name := cli.present(*LATER):
             raise NovaError(
                 f"--{name} has no place in an export, whose programs take prompts and seeds when "

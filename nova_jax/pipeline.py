@@ -290,8 +290,12 @@ class NovaPipeline:
                 request.check_finite(batch, np.isfinite(latents), "latents")
                 if not latents_only:
                     decoded = self.codec.decode(made)
+                    if small := self.codec.network is None:
+                        # Each operation would be a program of its own, which takes longer to load.
+                        decoded = np.asarray(decoded)
                     frames = np.array(to_uint8(decoded))[:left]
-                    request.check_finite(batch, jnp.isfinite(decoded), "pixels")
+                    finite = np.isfinite(decoded) if small else jnp.isfinite(decoded)
+                    request.check_finite(batch, finite, "pixels")
                     frames = request.edit.put_in(frames) if request.edit else frames
                 left -= len(frames)
                 yield Output(latents, frames, self.fps, request.output_type)

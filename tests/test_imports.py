@@ -152,6 +152,17 @@ def test_imports_are_found_in_every_form(source, expected):
         # optax is not among them: flax.nnx imports it.
         ("nova_jax.pipeline", ("grain", "tensorflow_datasets", "tensorflow", "sklearn", "cv2")),
         ("nova_jax.pipeline", ("nova_jax.training", "nova_jax.data", "tensorboardX", "torch")),
+        (
+            "nova_jax.generate",
+            ("jax.experimental.pallas", "sklearn", "scipy", "cv2", "matplotlib", "gradio", "torch")
+            + ("transformers", "huggingface_hub", "nova_jax.export", "nova_jax.training"),
+        ),
+        # With cv2, for --drift.
+        (
+            "nova_jax.evaluate",
+            ("jax.experimental.pallas", "sklearn", "scipy", "matplotlib", "grain", "torch")
+            + ("transformers", "huggingface_hub", "tensorboardX", "nova_jax.training"),
+        ),
     ],
 )
 def test_imports_load_nothing_that_is_not_needed(module, absent):

@@ -19,7 +19,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from jax.typing import DTypeLike
-from sklearn.datasets import load_digits
 
 from nova_jax.config import Checked, Count, Fraction, FrameRate, Range, Seed
 from nova_jax.data.motion import motion_score
@@ -148,6 +147,8 @@ def progress(path: str, frames: int) -> np.ndarray:
 @functools.lru_cache
 def glyphs(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the handwritten digits of a split: images float32 [n, 8, 8] in [0, 1], labels [n]."""
+    from sklearn.datasets import load_digits  # takes a second, and reports draw no digits
+
     data = load_digits()
     held_out = np.zeros(len(data.target), bool)
     for digit in range(10):

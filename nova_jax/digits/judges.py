@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from sklearn.svm import SVC
 
 from nova_jax.digits.captions import COLORS, PATHS, SPEEDS
 from nova_jax.digits.clips import FREE_STRIDES, DigitsConfig, DigitsSource, glyphs, progress
@@ -151,6 +150,8 @@ class Judges:
     """
 
     def __init__(self, config: DigitsConfig) -> None:
+        from sklearn.svm import SVC  # slow to import, and few commands judge
+
         self.config = dataclasses.replace(
             config,
             split="train",

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from sklearn.svm import SVC
 
 from nova_jax.digits.judges import DARK, WINDOW, cut_out, measure_color
 from nova_jax.digits.scene_captions import RELATIONS, Scene
@@ -76,6 +75,8 @@ class SceneJudges:
                 found = [self._crop(picture, piece) for piece in self._pieces(picture)]
                 crops += found
                 digits += scene.digits[:1] * len(found)
+        from sklearn.svm import SVC  # slow to import, and few commands judge
+
         self._classifier = SVC(C=5, gamma=0.09)
         self._classifier.fit(np.stack(crops), digits)
 

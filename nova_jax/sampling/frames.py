@@ -29,6 +29,7 @@ from nova_jax.models.config import NovaConfig
 from nova_jax.models.layers import unpatchify
 from nova_jax.models.nova import Conditions, Nova
 from nova_jax.models.spatial_decoder import Known, SpatialDecoder
+from nova_jax.sampling import traces
 from nova_jax.sampling.denoise import denoise_set
 from nova_jax.sampling.guidance import GuidanceConfig
 from nova_jax.sampling.options import SamplingConfig
@@ -366,8 +367,13 @@ def compiled_step(
     """
     graph, params = nnx.split(model)
     static: Any = {"schedule": schedule, "sampling": sampling, "parallelism": parallelism}
-    program = functools.partial(next_frame_program, graph, params, **static)
     if checked(sampling.sampler) == "pallas":
         # What the kernel cannot do it says here, before the program is compiled.
-        jax.eval_shape(program, state, None)
+        jax.eval_shape(functools.partial(next_frame_program, graph, params, **static), state, None)
+
+    def program(state: VideoState, kept: Kept | None) -> Any:
+        # A frame lies as frames that are seen.
+        like, arrays = (state, state.seen), (params, state, kept)
+        return traces.run(next_frame_program, graph, static, arrays, like)
+
     return program

@@ -32,8 +32,8 @@ def conditions_of(
     """
     motion: dict[str, jax.Array] = {}
     if config.is_video:
-        ones = jnp.ones(len(prompts))
-        motion = {"flow": flow * ones, "fps": fps * ones}
+        ones = np.ones(len(prompts), np.float32)
+        motion = {"flow": jnp.asarray(flow * ones), "fps": jnp.asarray(fps * ones)}
     if encoder is None:
         return Conditions(label=jnp.asarray(prompts, jnp.int32), **motion)
     length = config.text_length or 0

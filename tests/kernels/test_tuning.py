@@ -55,7 +55,7 @@ def kernel(monkeypatch):
             return change(x), outside
 
         module = SimpleNamespace(sample=sample, padded_tokens=lambda tokens: tokens + 2)
-        monkeypatch.setitem(api._KERNELS, "cpu", module)
+        monkeypatch.setitem(api._KERNELS, "cpu", lambda: module)
         return traced
 
     return put
@@ -153,7 +153,7 @@ def test_a_device_that_is_busy_is_not_waited_for(head, here, kernel, monkeypatch
 
 def test_what_the_kernel_cannot_do_is_left_to_xla(head, here, monkeypatch, caplog):
     """The real kernel for GPUs, which says that this machine is none."""
-    monkeypatch.setitem(api._KERNELS, "cpu", gpu)
+    monkeypatch.setitem(api._KERNELS, "cpu", lambda: gpu)
     with caplog.at_level(logging.INFO):
         draw(head)
     assert "sampler: XLA's program, as" in caplog.text and not kept(here)

@@ -306,7 +306,7 @@ def test_impossible_requests_are_named():
 
 def test_what_the_kernel_cannot_do_is_said_before_programs_are_compiled(monkeypatch):
     """A head of width 32, on a machine that the kernel of TPUs would run on."""
-    monkeypatch.setitem(api._KERNELS, "cpu", tpu)
+    monkeypatch.setitem(api._KERNELS, "cpu", lambda: tpu)
     info = types.SimpleNamespace(vmem_capacity_bytes=2**27)
     monkeypatch.setattr(tpu.pltpu, "get_tpu_info", lambda: info)
     config = dataclasses.replace(SAMPLING, sampler="pallas")

@@ -1,6 +1,7 @@
 """The diffusion sampling loop: validates, splits the steps where memory asks for it, chooses."""
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from nova_jax.errors import NovaError
 from nova_jax.kernels.device import compute_capability, platform
-from nova_jax.kernels.diffusion_sampler import gpu, reference, tpu, tuning
+from nova_jax.kernels.diffusion_sampler import reference, tuning
 from nova_jax.kernels.diffusion_sampler.reference import (
     Guidance,
     HeadWeights,
@@ -27,7 +28,12 @@ Implementation = Literal["auto", "xla", "pallas"]
 #: (features of tokens, S times) to the modulations of these steps.
 Modulate = Callable[[Float[Array, "gb n d"], Float[Array, " s"]], Modulations]
 
-_KERNELS: dict[str, Any] = {"gpu": gpu, "tpu": tpu}
+#: Modules of kernels by backend, imported when they are asked for: Pallas is slow to import, and no
+#: CPU needs it.
+_KERNELS: dict[str, Callable[[], Any]] = {
+    backend: functools.partial(importlib.import_module, f"{__package__}.{backend}")
+    for backend in ("gpu", "tpu")
+}
 
 #: Bytes of modulations that are there at once; steps beyond are projected when they are due.
 MODULATION_BYTES = 2**28
@@ -136,11 +142,12 @@ def sample(
 def _kernel(implementation: Implementation) -> Any:
     """The kernel's module, if it is asked for, or may be what is faster here."""
     if checked(implementation) == "pallas":
-        return _KERNELS[platform()]
+        return _KERNELS[platform()]()
     if implementation == "xla" or not tuning.is_on():
         return None
     too_old = platform() == "gpu" and compute_capability() < 8
-    return None if too_old else _KERNELS.get(platform())
+    load = None if too_old else _KERNELS.get(platform())
+    return None if load is None else load()
 
 
 def _padded(array: Float[Array, "*b n d"] | None, tokens: int) -> Any:
