@@ -1,8 +1,8 @@
 """Files of the repository that pages link to, such as ../configs/digits_t2v.py, in the site.
 
-A link that leads out of docs/ works where the repository is shown. For the site each such file becomes
-a page of its own below repository/, which the link then leads to: text as it is, programs as listings.
-Other files are copied.
+A link that leads out of docs/ works where the repository is shown. For the site each such file
+becomes a page of its own below repository/, which the link then leads to: text as it is, programs
+as listings. Other files are copied.
 """
 
 import os
@@ -84,9 +84,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             content = {"content": f"---\nsearch:\n  exclude: true\n---\n{text}"}
         else:
             content = {"abs_src_path": str(ROOT / path)}
-        files.append(
-            File.generated(config, page, inclusion=InclusionLevel.NOT_IN_NAV, **content)
-        )
+        files.append(File.generated(config, page, inclusion=InclusionLevel.NOT_IN_NAV, **content))
     return files
 
 
