@@ -7,6 +7,7 @@ navigation, and --strict makes warnings errors; here the pages that were written
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -117,6 +118,41 @@ def test_links_to_files_of_the_repository_lead_to_their_text(site):
     page = (site / "digits.html").read_text()
     (target,) = set(re.findall(r'href="([^"]*configs/digits_t2v[^"]*)"', page))
     assert "get_config" in (site / target).read_text()
+
+
+def test_joint_parameters_are_told_apart():
+    pytest.importorskip("griffe", reason="griffe comes with the docs extra")
+    apart = runpy.run_path(str(ROOT / "docs" / "joint_parameters.py"))["apart"]
+    text = """Does it.
+
+    x, y: not a section.
+
+Args:
+    query, key: of one type,
+        and of one shape.
+    *rest, **more: handed on.
+    alone: stays.
+
+Returns:
+    one, two: what it found.
+"""
+    assert apart(text).splitlines() == [
+        "Does it.",
+        "",
+        "    x, y: not a section.",
+        "",
+        "Args:",
+        "    query: of one type,",
+        "        and of one shape.",
+        "    key: of one type,",
+        "        and of one shape.",
+        "    *rest: handed on.",
+        "    **more: handed on.",
+        "    alone: stays.",
+        "",
+        "Returns:",
+        "    one, two: what it found.",
+    ]
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
