@@ -1,7 +1,8 @@
-# Two commands that need only Python (3.11 or newer) and make:
+# Commands that need only Python (3.11 or newer) and make:
 #   make demo   trains a small model on moving digits, generates from it and writes the pictures
 #   make test   linter, type checker and tests
-# Both work in $(VENV), which the first one creates; nothing is installed outside it.
+#   make docs   the documentation as a site, site/index.html
+# All work in $(VENV), which the first one creates; nothing is installed outside it.
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -12,7 +13,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 HUGE_PAGES = glibc.malloc.hugetlb=1
 METADATA = pyproject.toml requirements.txt
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/runtime
 	GLIBC_TUNABLES=$(HUGE_PAGES) $(VENV)/bin/python -m nova_jax.demo --out=demo_output
@@ -21,6 +22,9 @@ test: $(VENV)/dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV)
@@ -35,7 +39,12 @@ $(VENV)/runtime: $(METADATA) | $(VENV)/bin/python
 	$(PIP) --editable .
 	@touch $@
 
+$(VENV)/docs: $(METADATA) | $(VENV)/bin/python
+	@echo "Installing into $(VENV) (about a minute the first time) ..."
+	$(PIP) --editable '.[docs]'
+	@touch $@ $(VENV)/runtime
+
 $(VENV)/dev: $(METADATA) | $(VENV)/bin/python
 	@echo "Installing into $(VENV) (about a minute the first time) ..."
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/runtime
+	@touch $@ $(VENV)/runtime $(VENV)/docs

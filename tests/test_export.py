@@ -26,7 +26,7 @@ FEW = {"num_inference_steps": 1, "num_diffusion_steps": 2}
 @pytest.fixture(scope="module")
 def script() -> tuple[str, str]:
     """The documented script, and what takes the place of its `tokens` with a tokenizer."""
-    whole, tokens = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    whole, tokens = re.findall(r"```python.*?\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len([line for line in whole.splitlines() if line]) <= 20
     return whole, tokens
 
