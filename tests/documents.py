@@ -4,8 +4,10 @@ What precedes a block says what is to be known of it:
 
     *Needs released weights.*                 a paragraph that readers see: it is not run
     <!-- tested with: --config.steps=2 -->    flags that end its commands, so that they end soon
-    <!-- saved as: run.py -->                 it is a file that later blocks run
     <!-- after: x = 1 -->                     what its reader has before it
+
+A block with a title is a file of that name. Lines that install something, `make`, and commands on
+models of the hub are left out: other tests and CI do the former, and there is no hub.
 """
 
 import dataclasses
@@ -29,10 +31,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GIVEN = ("benchmarks", "configs", "docs", "launch", "tests")
 LANGUAGES = {"bash", "python", "text", "bibtex"}
 
-_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_MARK = re.compile(r"^<!-- (tested with|saved as|after): (.*) -->$")
+_BLOCK = re.compile(r'^```(\w*)(?: title="(.*?)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
+_MARK = re.compile(r"^<!-- (tested with|after): (.*) -->$")
 _NEED = re.compile(r"^\*((?:Needs|Takes) .+)\.\*$")
-_COMMAND = re.compile(r"^python -m nova_jax\.(\w+)")
+_COMMAND = re.compile(r"^python (?:-m nova_jax\.|benchmarks/)(\w+)")
+_LEFT_OUT = re.compile(r"^(#|pip install|make )|=BAAI/")
 #: Executes the blocks that come as lines of JSON, one after the other, in one namespace.
 _PYTHON = """
 import json, sys
@@ -49,6 +52,7 @@ class Block:
 
     line: int
     language: str
+    title: str | None
     code: str
     need: str | None
     marks: dict[str, str]
@@ -57,7 +61,7 @@ class Block:
         """Commands of a shell, each on a line of its own, with the flags that end them."""
         for command in self.code.replace("\\\n", " ").splitlines():
             text = re.sub(r"\s+#\s.*$", "", command).strip()
-            if text and not text.startswith(("pip install", "#")):
+            if text and not _LEFT_OUT.search(text):
                 ours = _COMMAND.match(text)
                 yield f"{text} {self.marks.get('tested with', '')}" if ours else text
 
@@ -75,14 +79,14 @@ def blocks(page: Path) -> list[Block]:
             elif said := _NEED.match(line):
                 need = said[1]
         number = text.count("\n", 0, match.start()) + 1
-        found.append(Block(number, match[1], match[2], need, marks))
+        found.append(Block(number, *match.groups(), need, marks))
     return found
 
 
 class Reader:
     """Runs blocks in a folder, where what the repository has is at hand.
 
-    Servers that a block starts run until the next one is started, or until the end.
+    A server runs until another one is started at its port, or until the end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -96,21 +100,21 @@ class Reader:
             "HF_HUB_OFFLINE": "1",
         }
         self._python: subprocess.Popen[str] | None = None
-        self._server: subprocess.Popen[str] | None = None
+        self._servers: dict[int, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (self._python, self._server):
+        for process in (self._python, *self._servers.values()):
             if process is not None:
                 process.kill()
                 process.wait()
 
     def run(self, block: Block) -> None:
         """Runs a block; fails with what it printed."""
-        if name := block.marks.get("saved as"):
-            (self.folder / name).write_text(block.code, encoding="utf-8")
+        if block.title:
+            (self.folder / block.title).write_text(block.code, encoding="utf-8")
         elif block.language == "python":
             if before := block.marks.get("after"):
                 self._run_python(before)
@@ -157,15 +161,15 @@ class Reader:
 
     def _serve(self, command: str) -> None:
         """Starts a server and waits until it answers."""
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait()
-        self._server = subprocess.Popen(
+        given = re.search(r"--port=(\d+)", command)
+        port, deadline = int(given[1]) if given else 7860, time.monotonic() + 600
+        if before := self._servers.get(port):
+            before.kill()
+            before.wait()
+        server = self._servers[port] = subprocess.Popen(
             ["bash", "-c", f"exec {command}"], cwd=self.folder, env=self._environment, text=True
         )
-        given = re.search(r"--port=(\d+)", command)
-        port, deadline = int(given[1]) if given else 7860, time.monotonic() + 300
-        while self._server.poll() is None and time.monotonic() < deadline:
+        while server.poll() is None and time.monotonic() < deadline:
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     return

@@ -8,7 +8,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from documents import LANGUAGES, PAGES, ROOT, Block, Reader, blocks
+from documents import LANGUAGES, PAGES, ROOT, Reader, blocks
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 ALL = [(page, block) for page in PAGES for block in blocks(page)]
@@ -21,13 +21,14 @@ def test_every_block_says_what_it_is(page):
         assert block.language in LANGUAGES, place
         if block.language == "python":
             ast.parse(block.code)
-        if block.language == "bash" and "tested with" in block.marks:
-            assert any(command.startswith("python -m") for command in block.commands()), place
+        if "tested with" in block.marks:
+            flags = block.marks["tested with"]
+            assert any(command.endswith(flags) for command in block.commands()), place
 
 
 def test_most_blocks_are_run():
     code = [block for _, block in ALL if block.language in ("bash", "python")]
-    assert sum(block.need is None for block in code) > 0.7 * len(code) > 40
+    assert sum(block.need is None for block in code) > 0.65 * len(code) > 50
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,8 @@ def test_what_is_not_run_says_why(page, line, need):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_a_page_runs(page: Path, tmp_path: Path):
-    todo: list[Block] = [block for block in blocks(page) if block.need is None]
+    (tmp_path / "prompts.txt").write_text("a red seven moves left\na blue three, up\n")
     with Reader(tmp_path) as reader:
-        for block in todo:
-            reader.run(block)
+        for block in blocks(page):
+            if block.need is None:
+                reader.run(block)
