@@ -62,8 +62,9 @@ class Block:
         for command in self.code.replace("\\\n", " ").splitlines():
             text = re.sub(r"\s+#\s.*$", "", command).strip()
             if text and not _LEFT_OUT.search(text):
-                ours = _COMMAND.match(text)
-                yield f"{text} {self.marks.get('tested with', '')}" if ours else text
+                flags = self.marks.get("tested with", "")
+                ours = _COMMAND.match(text) and ("--config=" in text or "--config." not in flags)
+                yield f"{text} {flags}" if ours else text
 
 
 def blocks(page: Path) -> list[Block]:
