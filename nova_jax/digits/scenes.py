@@ -173,7 +173,7 @@ class ScenesSource(Rows):
         """The picture of a scene, uint8 [H, W, 3]."""
         config = self.config
         which = _filling(rng, scene) if config.filled else range(len(scene.digits))
-        digits, colors = ([told[i] for i in which] for told in (scene.digits, scene.colors))
+        digits, colors = [scene.digits[i] for i in which], [scene.colors[i] for i in which]
         images = [rng.choice(self._of_digit[digit]) for digit in digits]
         size, light = rng.uniform(-1, 1, len(digits)), rng.uniform(0, 1, len(digits))
         cell = config.digit_size / GLYPH * (1 + config.size_jitter * size)
