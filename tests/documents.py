@@ -121,11 +121,11 @@ class Reader:
                 self._run_python(before)
             self._run_python(block.code)
         elif block.language == "bash":
-            for command in block.commands():
-                if (ours := _COMMAND.match(command)) and ours[1] == "app":
-                    self._serve(command)
-                else:
-                    self._run_command(command)
+            commands = list(block.commands())
+            servers = [c for c in commands if (ours := _COMMAND.match(c)) and ours[1] == "app"]
+            for command in servers:
+                self._serve(command)
+            self._run_command("\n".join(c for c in commands if c not in servers))
 
     def _run_command(self, command: str) -> None:
         result = subprocess.run(
