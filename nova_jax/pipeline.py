@@ -157,12 +157,14 @@ class NovaPipeline:
         unroll = convert(Count, unroll, "unroll")
         checkpoint = open_checkpoint(source, weights=weights, step=step)
         options: dict[str, Any] = {"dtype": dtype, "mesh": mesh}
-        # In this order, what is offloaded is never on a device beside the transformer.
-        config, offload = checkpoint.model_config(), convert(bool, offload, "offload")
-        codec, text_encoder = load_frozen_parts(checkpoint, config, offload=offload, **options)
+        offload, frozen = convert(bool, offload, "offload"), None
+        if offload:  # before the transformer is on the device
+            config = checkpoint.model_config()
+            frozen = load_frozen_parts(checkpoint, config, offload=True, **options)
         read = dtype if kept == "int8" else kept
         model, schedule = checkpoint.load_transformer(param_dtype=read, **options)
         model = quantize(model) if kept == "int8" else model
+        codec, text_encoder = frozen or load_frozen_parts(checkpoint, model.config, **options)
         placed: dict[str, Any] = {"mesh": mesh, "devices": devices, "unroll": unroll}
         placed |= vars(checkpoint.defaults()) | {"origin": checkpoint, "offload": offload}
         return cls(model, schedule, codec, text_encoder, **placed)
