@@ -36,9 +36,7 @@ def check_dtype(value: Any, name: str) -> DType:
     Raises:
         NovaError: there is no such type, or it is none to compute in.
     """
-    with contextlib.suppress(TypeError, ValueError):  # no type, and so said below
-        value = value if value is None else jnp.dtype(value).name
-    return convert(DType, value, name)
+    return convert(DType, _type_name(value), name)
 
 
 def check_param_dtype(value: Any, dtype: DType) -> ParamDType:
@@ -47,11 +45,14 @@ def check_param_dtype(value: Any, dtype: DType) -> ParamDType:
     Raises:
         NovaError: see `check_dtype`; "int8" is one, too.
     """
-    if value is None:
-        return dtype
+    return dtype if value is None else convert(ParamDType, _type_name(value), "param_dtype")
+
+
+def _type_name(value: Any) -> Any:
+    """The name of what is a type, and anything else as it is, to be refused by `convert`."""
     with contextlib.suppress(TypeError, ValueError):
-        value = jnp.dtype(value).name
-    return convert(ParamDType, value, "param_dtype")
+        return value if value is None else jnp.dtype(value).name
+    return value
 
 
 def check_mesh(mesh: Any) -> MeshLayout | None:

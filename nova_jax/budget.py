@@ -84,11 +84,12 @@ def check_memory(
             [*smaller, *narrower],
         ),
     ]
+    if parameters.offloaded:
+        decoding.append(Part("the autoencoder", parameters.codec, ()))
     stages = [drawing] if request.output_type == "latent" else [drawing, decoding]
     stages = [[*drawing, *decoding]] if overlapped else stages
     frozen = parameters.codec + parameters.text_encoder
     if parameters.offloaded:
-        decoding.append(Part("the autoencoder", parameters.codec, ()))
         least = [*narrower, "what else is on the device"]
         stages.append([Part("the text encoder", parameters.text_encoder, least)])
     largest = max(stages, key=lambda parts: sum(part.bytes for part in parts))

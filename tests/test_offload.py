@@ -76,7 +76,7 @@ def test_a_device_needs_the_largest_part_only(kept, offloaded, monkeypatch):
     device = types.SimpleNamespace(platform="gpu", device_kind="a small GPU")
     gigabyte = 10**9
 
-    def check(memory: float, *sizes: float, offload: bool) -> None:
+    def check(memory: float, *sizes: float, offload: bool, overlapped: bool = False) -> None:
         monkeypatch.setattr(budget, "device_memory", lambda _: memory * gigabyte)
         request = kept.request(PROMPTS, **CALL)
         sizes = [int(size * gigabyte) for size in sizes]
@@ -87,7 +87,7 @@ def test_a_device_needs_the_largest_part_only(kept, offloaded, monkeypatch):
             parameters=budget.Parameters(*sizes, offload),
             devices=[device],
             returned=False,
-            overlapped=False,
+            overlapped=overlapped,
         )
 
     check(7.1, 2, 1, 4, offload=False)
@@ -99,3 +99,5 @@ def test_a_device_needs_the_largest_part_only(kept, offloaded, monkeypatch):
     check(3.1, 2, 1, 0.5, offload=True)  # transformer and autoencoder
     with pytest.raises(NovaError):
         check(2.9, 2, 1, 0.5, offload=True)
+    with pytest.raises(NovaError):  # also where a batch is decoded while the next one is drawn
+        check(2.9, 2, 1, 0.5, offload=True, overlapped=True)

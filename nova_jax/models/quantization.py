@@ -2,7 +2,7 @@
 
 A kernel W [i, o] of a block of the temporal encoder or the spatial decoder becomes integers q and a
 scale a channel of the output, W ≈ q · s with s_o = max_i |W_io| / 127, rounded to the nearest
-(symmetric, weights only, as LLM.int8, arXiv 2208.07339, section 2, by columns). Products are
+(symmetric, weights alone, by columns as in LLM.int8, arXiv 2208.07339). Products are
 computed in the type of the computation, and scaled afterwards. The diffusion head, whose matrices
 are a small part and run most often, norms, biases and embeddings stay as they are.
 """
@@ -21,7 +21,7 @@ LARGEST = 127
 def quantize(model: Nova) -> Nova:
     """The same model with the kernels of both transformers' blocks in 8 bits.
 
-    Kernels are taken from `model` one by one, whose memory is free when nothing else holds them.
+    Until `model` is let go, both are in memory.
     """
     quantized = nnx.clone(model)
     for stage in (quantized.temporal_encoder, quantized.spatial_decoder):

@@ -107,6 +107,12 @@ def test_what_differs_is_named(video_model, changes, named):
         load_initial(InitConfig(checkpoint=str(VIDEOS)), config, make_mesh())
 
 
+def test_training_may_hide_other_shares_than_the_checkpoint_s_did(video_model):
+    config = dataclasses.replace(video_model.config, mask_ratio_min=0.0, mask_ratio_std=100.0)
+    start = load_initial(InitConfig(checkpoint=str(VIDEOS)), config, make_mesh())
+    assert not start.fresh and len(start.variables) == len(variables(video_model))
+
+
 def test_named_parts_are_drawn_anew_and_may_differ(video_model):
     config = dataclasses.replace(video_model.config, diffusion_head="mlp_d1w32")
     init = InitConfig(checkpoint=str(VIDEOS), fresh=(r"diffusion_head\.",))
