@@ -56,8 +56,10 @@ class AutoencoderCodec:
         self._graph, self._state = nnx.split(network)
         if offload:
             self._state = jax.device_get(self._state)
-        self._offload, placed = offload, {} if offload else {None: self._state}
-        self._placed: dict[NamedSharding | None, nnx.State] = placed
+        self._offload = offload
+        self._placed: dict[NamedSharding | None, nnx.State] = {}
+        if not offload:
+            self._placed[None] = self._state
 
     @property
     def network(self) -> Autoencoder:
