@@ -91,11 +91,11 @@ def test_filled_pictures_have_a_thing_in_every_cell_on_its_side(judge, relation)
     tasks = ("position", "color_attr", "colors")
     config = ScenesConfig(split="held_out", filled=True, tasks=tasks, place_jitter=0.05)
     rows = ScenesSource(config).batch(np.arange(90))
-    # The judges take two things that nearly touch for one, here and there.
-    checked = 0
+    # The judges take two things that nearly touch for one, as large as two, here and there.
+    checked = found = 0
     for scene, picture in zip(rows["scene"], rows["frames"][:, 0], strict=True):
-        things = judge(picture)
-        assert 6 <= len(things) <= 9
+        things = [thing for thing in judge(picture) if max(thing.size) < 20]
+        found += len(things)
         assert {thing.color for thing in things} == set(scene.colors)
         if scene.relation == relation and len(set(scene.colors)) == 2:
             right, down = RELATIONS[relation]
@@ -105,7 +105,7 @@ def test_filled_pictures_have_a_thing_in_every_cell_on_its_side(judge, relation)
             first, second = (place[color] for color in scene.colors)
             assert min(first) > max(second) + 8
             checked += 1
-    assert checked >= 3
+    assert checked >= 3 and found > 90 * 7
 
 
 def test_training_never_shows_what_is_kept_back():

@@ -4,7 +4,7 @@
 
 A fork takes milliseconds where a start takes seconds, and what it does to itself ends with it. Each
 works in an empty directory, within limits of time and memory that this process holds it to, and
-this process prints its outcome as a line of JSON.
+this process prints its outcome as a line of JSON. What serves is interrupted once it does.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ import nova_jax
 #: A case may take 20 seconds of two cores, and so many in which it computes nothing, whoever else
 #: uses the cores; and bytes.
 SECONDS, WAITING, MEMORY = 40, 60, 4 << 30
+#: A server prints it after its address.
+SERVES = "(Ctrl-C ends it)"
 
 
 class Forks:
@@ -88,7 +90,7 @@ def outcome(kind: str, seed: int, inputs: Path) -> dict[str, Any]:
         child = os.fork()
         if not child:
             _child(kind, seed, inputs, Path(place))
-        ended, limit = _watch(child)
+        ended, limit = _watch(child, Path(place, "log", "stdout"))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)  # what it has started
         log = Path(place, "log").iterdir()
@@ -104,9 +106,9 @@ def outcome(kind: str, seed: int, inputs: Path) -> dict[str, Any]:
         }
 
 
-def _watch(child: int) -> tuple[Any, str]:
+def _watch(child: int, printed: Path) -> tuple[Any, str]:
     """Waits for a process, and ends it where it goes past a limit, which is named."""
-    limit, worked, awake = "", 0, time.monotonic()
+    limit, worked, awake, serves = "", 0, time.monotonic(), False
     while not (ended := os.wait4(child, os.WNOHANG))[0]:
         resident, ticks = _usage(child)
         if ticks != worked:
@@ -115,6 +117,9 @@ def _watch(child: int) -> tuple[Any, str]:
             limit = "memory" if resident > MEMORY else "time"
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
+        if not serves and printed.exists() and SERVES in printed.read_text(errors="replace"):
+            serves = True
+            os.kill(child, signal.SIGINT)
         time.sleep(0.02)
     if ended[1] and os.WIFSIGNALED(ended[1]) and os.WTERMSIG(ended[1]) == signal.SIGXCPU:
         limit = "time"
