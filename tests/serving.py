@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,14 +46,24 @@ def free_port() -> int:
 @contextlib.contextmanager
 def app(model: Path, log: Path, *flags: str) -> Iterator[str]:
     """The address of a served app; what it says is in a file."""
-    port = free_port()
-    command = [sys.executable, "-m", "nova_jax.app", f"--checkpoint={model}", f"--port={port}"]
+    command = (sys.executable, "-m", "nova_jax.app", f"--checkpoint={model}", *flags)
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     }
+    with serving(command, log, env=environment) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def serving(
+    command: Sequence[object], log: Path, **options: Any
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The address of what a command serves by its `--port`, and its process, ended at the end."""
+    port = free_port()
     with open(log, "w") as file:
-        process = subprocess.Popen([*command, *flags], stdout=file, stderr=file, env=environment)
+        words = [*map(str, command), f"--port={port}"]
+        process = subprocess.Popen(words, stdout=file, stderr=file, **options)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 300
@@ -63,7 +74,7 @@ def app(model: Path, log: Path, *flags: str) -> Iterator[str]:
             except OSError:
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 time.sleep(0.2)
-        yield address
+        yield address, process
     finally:
         process.terminate()
         process.wait()

@@ -7,13 +7,16 @@ and nothing else; of the Python that PACKAGE_PYTHON names, or of this one.
 import email
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import serving
 
 from nova_jax.__main__ import COMMANDS
 
@@ -23,18 +26,25 @@ SDIST = "import sys, setuptools.build_meta as build; build.build_sdist(sys.argv[
 PIP = ("-m", "pip", "--disable-pip-version-check")
 
 pytestmark = pytest.mark.slow
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def run(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
-    words = list(map(str, command))
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=kept | variables)
+KEPT = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
 
 
 def must(*command: object, cwd: Path) -> None:
-    done = run(*command, cwd=cwd)
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=KEPT
+    )
     assert done.returncode == 0, done.stderr
+
+
+class Installed(NamedTuple):
+    """The command `nova` of the wheel, and the environment in which it runs."""
+
+    command: Path
+    env: dict[str, str]
+
+    def __call__(self, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        words = [self.command, *arguments]
+        return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=self.env)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +64,17 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["here", pytest.param("empty", marks=pytest.mark.network)])
-def nova(request, wheel, tmp_path_factory) -> Run:
-    """Runs the command `nova` of the wheel, installed beside what is here or in an empty place."""
+def nova(request, wheel, tmp_path_factory) -> Installed:
+    """The wheel, installed beside what is here, or in an empty place with the app's extra."""
     place = tmp_path_factory.mktemp(request.param) / "site"
+    command = place / "bin" / "nova"
     if request.param == "empty":
         must(os.environ.get("PACKAGE_PYTHON", sys.executable), "-m", "venv", place, cwd=Path("/"))
-        must(place / "bin" / "python", *PIP, "install", wheel, cwd=Path("/"))
-        return lambda *arguments, cwd: run(place / "bin" / "nova", *arguments, cwd=cwd)
+        must(place / "bin" / "python", *PIP, "install", f"{wheel}[app]", cwd=Path("/"))
+        return Installed(command, KEPT)
     options = ("--no-deps", "--no-index", f"--target={place}")
     must(sys.executable, *PIP, "install", *options, wheel, cwd=Path("/"))
-    command = place / "bin" / "nova"
-    return lambda *arguments, cwd: run(command, *arguments, cwd=cwd, PYTHONPATH=str(place))
+    return Installed(command, KEPT | {"PYTHONPATH": str(place)})
 
 
 def test_the_wheel_holds_the_package_and_its_recipes(wheel):
@@ -86,7 +96,7 @@ def test_the_wheel_says_what_it_is_for(wheel):
         about = email.message_from_bytes(archive.read(name))
     versions = {line.rpartition(":: ")[2] for line in about.get_all("Classifier")}
     assert {"3.11", "3.12", "3.13"} <= versions and about["Requires-Python"] == ">=3.11"
-    extras = {"cuda", "tpu", "prepare", "plots", "torch", "wandb", "dev"}
+    extras = {"cuda", "tpu", "app", "prepare", "plots", "torch", "wandb", "dev"}
     assert extras <= set(about.get_all("Provides-Extra"))
     assert about["License-Expression"] == "Apache-2.0"
 
@@ -114,3 +124,15 @@ def test_an_installed_package_needs_no_clone(nova, tmp_path):
     assert made.returncode == 0, made.stderr
     (video,) = (tmp_path / "output").iterdir()
     assert video.suffix == ".mp4" and str(video.name) in made.stdout
+
+
+def test_the_app_of_an_installed_package_serves_until_it_is_interrupted(nova, tmp_path):
+    said = tmp_path / "said.txt"
+    command = (nova.command, "app")
+    with serving.serving(command, said, cwd=tmp_path, env=nova.env) as (address, process):
+        with urllib.request.urlopen(address) as page:
+            assert b"NOVA" in page.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert said.read_text().splitlines()[-1] == "interrupted"
+    assert not [path for path in tmp_path.iterdir() if path != said]
