@@ -124,7 +124,8 @@ def is_right(scene: Scene, things: Sequence[Thing]) -> bool:
         return False
     if scene.colors_told:
         asked = Counter(zip(scene.digits, scene.colors, strict=True))
-        return asked == Counter((thing.digit, thing.color) for thing in things)
+        if asked != Counter((thing.digit, thing.color) for thing in things):
+            return False
     if scene.relation is not None:
         first, second = sorted(things, key=lambda thing: scene.digits.index(thing.digit))
         return stands(first, scene.relation, second)

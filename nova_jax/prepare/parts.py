@@ -29,6 +29,7 @@ from nova_jax.data.records import (
     Metadata,
     Shard,
     ShardWriter,
+    features,
     shard_name,
     write_json,
     write_metadata,
@@ -53,6 +54,9 @@ class Parts:
     """
 
     def __init__(self, out: Path, clips: ClipConfig, encoding: Encoding | None) -> None:
+        # Before threads decode: while tensorflow-datasets is imported, no other thread can import
+        # a module of its own package (etils.epy.lazy_imports changes `import` for all of them).
+        features(encoding)
         self.out, self.encoding, self._directory = out, encoding, out / _PARTS
         self._directory.mkdir(parents=True, exist_ok=True)
         settings = {

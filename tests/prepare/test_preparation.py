@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -117,6 +119,18 @@ def test_a_stopped_run_goes_on_without_doing_work_twice(source, tmp_path):
         np.testing.assert_array_equal(one.pop("frames"), other.pop("frames"))
         assert one == other
     assert run(source, out).rows == 0
+
+
+def test_nothing_that_changes_imports_is_imported_beside_threads(tmp_path):
+    program = """
+import sys
+from pathlib import Path
+from nova_jax.prepare.clips import ClipConfig
+from nova_jax.prepare.parts import Parts
+Parts(Path(sys.argv[1]), ClipConfig(sizes=((32, 32),), frames=(1,)), None)
+assert "tensorflow_datasets" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path], check=True)
 
 
 def test_what_a_killed_run_had_begun_is_done_again(source, tmp_path, monkeypatch):
