@@ -110,7 +110,8 @@ class Reader:
         for process in (self._python, *self._servers.values()):
             if process is not None:
                 process.kill()
-                process.wait()
+                with process:  # closes its pipes, and waits
+                    pass
 
     def run(self, block: Block) -> None:
         """Runs a block; fails with what it printed."""

@@ -104,7 +104,7 @@ def data_workers(process: int) -> list[int]:
 LOST_AFTER = 20
 
 
-@pytest.mark.parametrize("more", [2, pytest.param(4, marks=SLOW)])
+@pytest.mark.parametrize("more", [0, pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW)])
 def test_processes_are_one_run_stop_together_and_go_on_in_other_numbers(
     small, programs, whole, tmp_path, more
 ):
@@ -121,20 +121,8 @@ def test_processes_are_one_run_stop_together_and_go_on_in_other_numbers(
     assert (workdir / "checkpoints" / str(done)).is_dir()
     assert "steps done" not in (tmp_path / "two" / "1.log").read_text()
 
-    # Others go on. One is killed: the rest end, each with a line that says so.
-    flag, folder = f"--lost_after={LOST_AFTER}", tmp_path / "more"
-    others = start_together(more, small, workdir, flag, logs=folder, **options)
-    wait_for(lambda: steps_done(workdir) > done, others)
-    others[-1].kill()
-    killed = time.monotonic()
-    *codes, last = finish(others)
-    assert time.monotonic() - killed < LOST_AFTER + 60
-    assert last == -9 and set(codes) <= {2, -6}, codes
-    for i, code in enumerate(codes):
-        log = (folder / f"{i}.log").read_text()
-        assert f"error: process {i} lost another of the {more} processes" in log or (
-            code == -6 and "another task died" in log
-        ), log
+    if more:
+        lose_one(more, small, workdir, tmp_path / "more", programs, done)
 
     # One goes on to the end, on another mesh, as if it had been alone all the time.
     expected = losses(whole(small))
@@ -145,6 +133,23 @@ def test_processes_are_one_run_stop_together_and_go_on_in_other_numbers(
     np.testing.assert_allclose(
         [found[step] for step in expected], list(expected.values()), rtol=1e-5
     )
+
+
+def lose_one(count, run, workdir, folder, programs, done):
+    """Processes go on. One is killed: the rest end, each with a line that says so."""
+    flag = f"--lost_after={LOST_AFTER}"
+    others = start_together(count, run, workdir, flag, logs=folder, cache=programs)
+    wait_for(lambda: steps_done(workdir) > done, others)
+    others[-1].kill()
+    killed = time.monotonic()
+    *codes, last = finish(others)
+    assert time.monotonic() - killed < LOST_AFTER + 60
+    assert last == -9 and set(codes) <= {2, -6}, codes
+    for i, code in enumerate(codes):
+        log = (folder / f"{i}.log").read_text()
+        assert f"error: process {i} lost another of the {count} processes" in log or (
+            code == -6 and "another task died" in log
+        ), log
 
 
 def logs(folder: Path) -> str:
