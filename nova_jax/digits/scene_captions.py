@@ -17,8 +17,6 @@ T = TypeVar("T")
 
 #: GenEval's six tasks (arXiv 2310.11513, section 3.1), in its order.
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-#: Two things in a relation and in their colors: not of GenEval, what training may be shown besides.
-COLOR_POSITION = "color_position"
 #: Relation -> direction (right, down) from the second thing to the first.
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
@@ -48,12 +46,11 @@ class Scene:
     """What a picture shows, and which of it its caption tells.
 
     Attributes:
-        task: one of `TASKS`, or `COLOR_POSITION`.
+        task: one of `TASKS`.
         digits: 0..9, one for each thing.
-        colors: of each, keys of `nova_jax.digits.captions.COLORS`. Told where
-            `colors_told`.
-        relation: one of `RELATIONS`, of the first thing to the second, in "position" and
-            `COLOR_POSITION`.
+        colors: of each, keys of `nova_jax.digits.captions.COLORS`. Told in "colors" and
+            "color_attr" only.
+        relation: one of `RELATIONS`, of the first thing to the second, in "position".
     """
 
     task: str
@@ -64,7 +61,7 @@ class Scene:
     @property
     def colors_told(self) -> bool:
         """Whether the caption says the colors."""
-        return self.task in ("colors", "color_attr", COLOR_POSITION)
+        return self.task in ("colors", "color_attr")
 
 
 def caption(scene: Scene, number: int) -> str:

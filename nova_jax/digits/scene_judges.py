@@ -124,8 +124,7 @@ def is_right(scene: Scene, things: Sequence[Thing]) -> bool:
         return False
     if scene.colors_told:
         asked = Counter(zip(scene.digits, scene.colors, strict=True))
-        if asked != Counter((thing.digit, thing.color) for thing in things):
-            return False
+        return asked == Counter((thing.digit, thing.color) for thing in things)
     if scene.relation is not None:
         first, second = sorted(things, key=lambda thing: scene.digits.index(thing.digit))
         return stands(first, scene.relation, second)

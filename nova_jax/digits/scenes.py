@@ -19,7 +19,6 @@ from nova_jax.config import Checked, Count, Fraction, Range, Seed
 from nova_jax.digits.captions import COLORS
 from nova_jax.digits.clips import COMBINATIONS, GLYPH, SPLITS, Rows, glyphs, render
 from nova_jax.digits.scene_captions import (
-    COLOR_POSITION,
     COUNTS,
     RELATIONS,
     TASKS,
@@ -47,8 +46,7 @@ class ScenesConfig(Checked):
         split: "train" or "held_out" handwriting. The two share no image.
         combinations: "seen" (what training may use), "unseen" or "all", see
             `nova_jax.digits.scene_captions.is_seen`.
-        tasks: what captions tell, in turn, GenEval's unless told otherwise; one that stands there
-            twice is shown twice as often.
+        tasks: what captions tell, in turn; one that stands there twice is shown twice as often.
         num_scenes: how many different pictures.
         seed: another seed, other pictures.
         place_jitter: 0 puts things into the cells of a grid of 3 x 3, 1 anywhere.
@@ -81,9 +79,8 @@ class ScenesConfig(Checked):
         for name, choices in (("split", SPLITS), ("combinations", COMBINATIONS)):
             if (value := getattr(self, name)) not in choices:
                 raise NovaError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        known = (*TASKS, COLOR_POSITION)
-        if not self.tasks or set(self.tasks) - set(known):
-            raise NovaError(f"tasks {self.tasks} must be some of {', '.join(known)}")
+        if not self.tasks or set(self.tasks) - set(TASKS):
+            raise NovaError(f"tasks {self.tasks} must be some of {', '.join(TASKS)}")
         if self.filled and ("counting" in self.tasks or self.place_jitter > 0.1):
             raise NovaError(
                 "things of filled pictures are in their cells and not counted; set place_jitter to "
@@ -116,10 +113,8 @@ def draw_scene(rng: np.random.Generator, task: str) -> Scene:
         count = 1 if task in ("single_object", "colors") else 2
         digits = rng.choice(10, count, replace=False).tolist()
     # Colors that are told are told apart by them, as GenEval's are.
-    told = task in ("color_attr", COLOR_POSITION)
-    colors = rng.choice(list(COLORS), count, replace=not told).tolist()
-    placed = task in ("position", COLOR_POSITION)
-    relation = str(rng.choice(list(RELATIONS))) if placed else None
+    colors = rng.choice(list(COLORS), count, replace=task != "color_attr").tolist()
+    relation = str(rng.choice(list(RELATIONS))) if task == "position" else None
     return Scene(task, tuple(digits), tuple(colors), relation)
 
 

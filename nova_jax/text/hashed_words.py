@@ -2,19 +2,15 @@
 
 Row j of a prompt, with d features, is
 
-    x_j = √(1 - P) · (word_j + Σ_k 2^(-k/2) turn_k(word_{j-k})) / norm + √(2 P) · place_j
+    x_j = √(1 - P) · word_j + √(2 P) · place_j
 
     word_j   d numbers uniform in (-√3, √3), so of unit variance: 16-bit words of the
              SHAKE-256 digest of the lower-cased word
-    turn_k   the same numbers, k · 17 places further: a word before is not taken for the word itself
-    k        from 1 to `context`, by default 0; norm keeps the variance where all words are there
     place_j  [sin(j · ω), cos(j · ω)], ω_i = 100^(-i / (d/2)): the position, so that order shows
     P        the share of the variance that tells the position
 
-With a context each row tells of the words before its own, as a language model's do: which color is
-which digit's stands in one row then. Entries have a mean square of one. The same word gives the
-same numbers on every machine and in every version of Python. It knows no grammar and no synonyms:
-the model learns what words mean.
+Entries have a mean square of one. The same word gives the same numbers on every machine and in
+every version of Python. It knows no grammar and no synonyms: the model learns what words mean.
 """
 
 import dataclasses
@@ -23,19 +19,18 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt16
 
-from nova_jax.config import Checked, Count, Range
+from nova_jax.config import Checked, Count
 from nova_jax.errors import NovaError
 from nova_jax.text.interface import Array, Tokens
 
 POSITION_SHARE = 0.2
-_TURN = 17
 
 
 def words(prompt: str) -> list[str]:
@@ -66,17 +61,11 @@ def position_vectors(length: int, dim: int) -> Float[np.ndarray, "{length} {dim}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HashedTextEncoder(Checked):
-    """Hashed words plus positions; see the top of the file.
-
-    Attributes:
-        dim: d, even.
-        context: how many words before its own a row tells of.
-    """
+    """Hashed words plus positions; see the top of the file. `dim` is even."""
 
     type: ClassVar[str] = "hashed_words"
     network: ClassVar[None] = None
     dim: Count = 128
-    context: Annotated[int, Range(0, 16)] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,20 +90,11 @@ class HashedTextEncoder(Checked):
         return len(words(prompt))
 
     def placed(self, rows: Float[Array, "*b l d"]) -> Float[Array, "*b l d"]:
-        """Adds the words before and positions to the vectors of a prompt's words."""
-        rows, length = self._with_context(rows), rows.shape[-2]
+        """Adds positions to the vectors of a prompt's words."""
+        length = rows.shape[-2]
         places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
         places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
         return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
-
-    def _with_context(self, rows: Float[Array, "*b l d"]) -> Float[Array, "*b l d"]:
-        """Adds to each word's vector those of the words before, turned."""
-        xp = rows.__array_namespace__()
-        total = rows
-        for k in range(1, min(self.context, rows.shape[-2] - 1) + 1):
-            turned = np.float32(2 ** (-k / 2)) * xp.roll(rows[..., :-k, :], k * _TURN, axis=-1)
-            total = total + xp.concat([xp.zeros_like(rows[..., :k, :]), turned], axis=-2)
-        return total / np.float32(np.sqrt(2 - 2.0**-self.context))
 
     def offloaded(self) -> Self:
         """Itself."""

@@ -1,8 +1,5 @@
 """The embedded text encoder: stable, readable by a model, and honest about empty prompts."""
 
-import hashlib
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,9 +23,8 @@ def test_word_vectors_never_change():
 
 def test_entries_have_unit_variance():
     prompt = " ".join(f"word{i}" for i in range(64))
-    for context in (0, 4):
-        features, _ = HashedTextEncoder(dim=128, context=context).encode([prompt], 64)
-        assert abs((features[:, context:] ** 2).mean() - 1) < 0.05
+    features, _ = HashedTextEncoder(dim=128).encode([prompt], 64)
+    assert abs((features**2).mean() - 1) < 0.05
 
 
 def test_prompts_are_cut_and_padded():
@@ -49,26 +45,6 @@ def test_case_and_punctuation_do_not_matter_and_order_does():
     assert not np.allclose(order[0, 0], order[1, 0])
 
 
-def test_with_a_context_a_row_tells_of_the_words_before_it():
-    encoder = HashedTextEncoder(dim=128, context=2)
-    (row,), _ = encoder.encode(["a red seven"], 3)
-    (other,), _ = encoder.encode(["a blue seven now"], 4)
-    np.testing.assert_array_equal(row[0], other[0])  # what follows does not matter
-    before = [np.roll(word_vector(word, 128), 17) for word in ("red", "blue")]
-    difference = row[2] - other[2]
-    expected = (before[0] - before[1]) * (0.8 / 2 / 1.75) ** 0.5
-    np.testing.assert_allclose(difference, expected, atol=1e-6)
-
-
-def test_a_context_is_the_same_for_tokens_on_a_device():
-    encoder = HashedTextEncoder(dim=32, context=3)
-    prompt = "a nine to the left of a four"
-    digests = [hashlib.shake_256(word.encode()).digest(64) for word in words(prompt)]
-    tokens = jnp.asarray(np.stack([np.frombuffer(digest, "<u2") for digest in digests]))
-    expected, _ = encoder.encode([prompt], len(digests))
-    np.testing.assert_allclose(encoder.features(None, tokens[None]), expected, atol=1e-6)
-
-
 def test_any_script_and_any_text():
     assert words("Die Straße, ７ 赤い!") == ["die", "strasse", "7", "赤い"]
     _, lengths = HashedTextEncoder(dim=8).encode(["赤い 七", "🙂 !!", " \n"], 4)
@@ -76,7 +52,7 @@ def test_any_script_and_any_text():
 
 
 def test_it_comes_back_from_its_settings():
-    encoder = HashedTextEncoder(dim=64, context=2)
+    encoder = HashedTextEncoder(dim=64)
     assert text_encoder_from_dict(to_plain(encoder)) == encoder
 
 
@@ -87,7 +63,6 @@ def test_it_comes_back_from_its_settings():
         ({"type": "hashed_words", "width": 8}, "width"),
         ({"type": "hashed_words", "dim": 7}, "7"),
         ({"type": "hashed_words", "dim": "8"}, "dim"),
-        ({"type": "hashed_words", "context": 17}, "context"),
     ],
 )
 def test_bad_settings_are_named(settings, named):
