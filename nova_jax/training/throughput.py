@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -92,8 +94,8 @@ class Throughput:
         """Seconds of a step, samples a second, share of time that devices waited for data at most.
 
         TFLOP/s of a device, counted from the model's matrix products, three times a forward pass;
-        its share of the device's peak (MFU), where that is known; GiB at the peak, of the fullest
-        device of this process, where JAX knows.
+        its share of the device's peak (MFU), where that is known; GiB at the peak, of this process
+        on the host, and of its fullest device where JAX knows.
         """
         seconds, waited, steps, samples, work = sums
         rate = work / seconds / self._devices
@@ -105,6 +107,8 @@ class Throughput:
         }
         if self._peak is not None:
             numbers["mfu"] = rate / self._peak
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        numbers["host_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         used = [(device.memory_stats() or {}) for device in jax.local_devices()]
         peaks = [stats["peak_bytes_in_use"] for stats in used if "peak_bytes_in_use" in stats]
         if peaks:

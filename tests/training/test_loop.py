@@ -34,6 +34,7 @@ def test_a_run_leaves_what_it_promises(run, unbroken):
     assert (result.step, result.finished, result.skipped) == (6, True, {})
     assert 0 <= result.speed["data_wait"] <= 1
     assert result.speed["samples_per_second"] > 0 and result.speed["tflops_per_device"] > 0
+    assert 0.1 < result.speed["host_memory_gib"] < 24
     assert list((unbroken / "profile").rglob("*.xplane.pb"))
     assert {"loss", "frame/0", "frame/1"} < result.validation.keys()
     assert result.validation == {
