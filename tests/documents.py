@@ -60,8 +60,9 @@ class Block:
     def commands(self) -> Iterator[str]:
         """Commands of a shell, each on a line of its own, with the flags that end them."""
         for command in self.code.replace("\\\n", " ").splitlines():
-            text = re.sub(r"\s+#\s.*$", "", command).strip()
-            if text and not _LEFT_OUT.search(text):
+            # What begins a line stays: it may be of a file that the block writes.
+            text = re.sub(r"\s+#\s.*$", "", command).rstrip()
+            if text and not _LEFT_OUT.search(text.lstrip()):
                 flags = self.marks.get("tested with", "")
                 ours = _COMMAND.match(text) and ("--config=" in text or "--config." not in flags)
                 yield f"{text} {flags}" if ours else text
@@ -135,7 +136,7 @@ class Reader:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=1200,
+            timeout=3600,
         )
         if result.returncode:
             pytest.fail(f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
