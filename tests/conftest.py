@@ -1,6 +1,7 @@
 """What every test runs under: strict JAX, eight CPU devices, and skips that give their reason."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,8 @@ OPTIONS = {"network": "downloads from the Internet", "slow": "takes minutes"}
 
 def pytest_configure(config: pytest.Config) -> None:
     """What one process has compiled the others read, and later runs too."""
+    # A shell that starts tests in the background has them ignore Ctrl-C, and what they start, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if getattr(config, "cache", None) is not None:
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("programs")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
