@@ -1,3 +1,5 @@
+"""Traces of a run: which steps they hold, and when they are written."""
+
 import jax.numpy as jnp
 
 from nova_jax.training.throughput import TRACED, Trace
