@@ -50,7 +50,9 @@ class NovaConfig(Checked):
     Attributes:
         latent_channels: C, channels of a latent frame.
         latent_size: (h, w), rows and columns of a latent frame.
-        patch_size: p, side of a spatial token in latent pixels; a temporal token has the side 2p.
+        patch_size: p, side of a spatial token in latent pixels.
+        temporal_patch: side of a temporal token in spatial tokens. The released models have 2. With
+            1 each spatial token has an indicator feature of its own, which a small grid needs.
         temporal_encoder: size of the temporal encoder, ``vit_d{depth}w{width}``.
         spatial_decoder: size of the spatial decoder, ``vit_d{depth}w{width}``, whose width is the
             temporal encoder's.
@@ -73,6 +75,7 @@ class NovaConfig(Checked):
     latent_channels: Count = 4
     latent_size: tuple[int, int]
     patch_size: Count = 2
+    temporal_patch: Count = 2
     temporal_encoder: str
     spatial_decoder: str
     diffusion_head: str
@@ -91,7 +94,8 @@ class NovaConfig(Checked):
             h, w = self.latent_size
             raise NovaError(
                 f"latent_size {h}x{w} is not divisible by patch_size {self.patch_size}, or less "
-                "than twice that, the temporal encoder's patch; change one of them"
+                f"than the temporal encoder's patch, {self.temporal_patch} times that; change "
+                "one of them"
             )
         for name in ("temporal_encoder", "spatial_decoder"):
             stage: StageSize = getattr(self, f"{name}_size")
@@ -131,9 +135,10 @@ class NovaConfig(Checked):
         return to_plain(self)
 
     def fits(self, latent_size: tuple[int, ...]) -> bool:
-        """Whether tokens of both transformers fit a frame of this size: two patches a side."""
+        """Whether tokens of both transformers fit a frame of this size."""
         patch = self.patch_size
-        return all(side % patch == 0 and side >= 2 * patch for side in latent_size)
+        least = self.temporal_patch * patch
+        return all(side % patch == 0 and side >= least for side in latent_size)
 
     @property
     def temporal_encoder_size(self) -> StageSize:
@@ -163,7 +168,7 @@ class NovaConfig(Checked):
     @property
     def temporal_grid(self) -> tuple[int, int]:
         """Temporal tokens of a frame by row and column."""
-        return self.grid[0] // 2, self.grid[1] // 2
+        return self.grid[0] // self.temporal_patch, self.grid[1] // self.temporal_patch
 
     @property
     def num_tokens(self) -> int:

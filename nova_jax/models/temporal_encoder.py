@@ -64,7 +64,7 @@ class TemporalEncoder(nnx.Module):
         self, config: NovaConfig, *, dtype: DTypeLike, rngs: nnx.Rngs, remat: Remat, unroll: int
     ):
         size, width = config.temporal_encoder_size, config.width
-        patch_dim = config.latent_channels * (2 * config.patch_size) ** 2
+        patch_dim = config.latent_channels * (config.temporal_patch * config.patch_size) ** 2
         self.config = config
         self.dtype = dtype
         self.patch_embed = linear(patch_dim, width, (None, "embed"), dtype=dtype, rngs=rngs)
@@ -87,7 +87,7 @@ class TemporalEncoder(nnx.Module):
 
         Rows and columns that fill no patch are left out, as a strided convolution does.
         """
-        side = 2 * self.config.patch_size
+        side = self.config.temporal_patch * self.config.patch_size
         rows, columns = self.config.temporal_grid
         x = self.patch_embed(patchify(latents[:, :, : rows * side, : columns * side], side))
         observe("temporal_encoder.patch_embed", x)

@@ -45,6 +45,7 @@ def test_round_trip_through_plain_values():
         ({"latent_size": [60, 97]}, "latent_size 60x97 is not divisible"),
         ({"latent_size": [60, 0]}, "latent_size 60x0"),
         ({"patch_size": 0}, "patch_size is 0"),
+        ({"temporal_patch": 31}, "temporal encoder's patch, 31 times that"),
         ({"frames": 0}, "frames is 0"),
         ({"spatial_decoder": "vit_d32w1000"}, "multiple of 32"),
         ({"spatial_decoder": "vit_d32w768"}, "same width"),

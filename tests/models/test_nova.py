@@ -72,9 +72,11 @@ def test_block_causal_mask_written_out():
     np.testing.assert_array_equal(mask, np.array(wanted, bool))
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-def test_frames_never_see_later_ones_and_tokens_never_see_masked_ones(rotary):
-    model = make(dataclasses.replace(CONFIG, rotary=rotary))
+@pytest.mark.parametrize(("rotary", "temporal_patch"), [(False, 2), (True, 2), (True, 1)])
+def test_frames_never_see_later_ones_and_tokens_never_see_masked_ones(rotary, temporal_patch):
+    config = dataclasses.replace(CONFIG, rotary=rotary, temporal_patch=temporal_patch)
+    model = make(config)
+    assert config.indicator_tokens == 24 // temporal_patch**2
     latents, conditions, order = inputs()
     visible = jnp.asarray(5)
     base = forward(model, latents, conditions, order, visible).reshape(2, 3, 24, 32)
