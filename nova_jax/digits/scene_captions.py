@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 #: GenEval's six tasks (arXiv 2310.11513, section 3.1), in its order.
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+#: What is trained as well, and not asked: where things are that their colors tell apart. A color is
+#: a larger part of a picture than a shape, so that relations are learned from it sooner.
+TRAINING_TASKS = (*TASKS, "color_position")
 #: Relation -> direction (right, down) from the second thing to the first.
 RELATIONS: dict[str, tuple[int, int]] = {
     "left of": (-1, 0),
@@ -46,11 +49,12 @@ class Scene:
     """What a picture shows, and which of it its caption tells.
 
     Attributes:
-        task: one of `TASKS`.
+        task: one of `TRAINING_TASKS`.
         digits: 0..9, one for each thing.
-        colors: of each, keys of `nova_jax.digits.captions.COLORS`. Told in "colors" and
-            "color_attr" only.
-        relation: one of `RELATIONS`, of the first thing to the second, in "position".
+        colors: of each, keys of `nova_jax.digits.captions.COLORS`. Told where
+            `colors_told`.
+        relation: one of `RELATIONS`, of the first thing to the second, in "position" and
+            "color_position".
     """
 
     task: str
@@ -61,7 +65,7 @@ class Scene:
     @property
     def colors_told(self) -> bool:
         """Whether the caption says the colors."""
-        return self.task in ("colors", "color_attr")
+        return self.task in ("colors", "color_attr", "color_position")
 
 
 def caption(scene: Scene, number: int) -> str:

@@ -22,6 +22,7 @@ from nova_jax.digits.scene_captions import (
     COUNTS,
     RELATIONS,
     TASKS,
+    TRAINING_TASKS,
     Scene,
     caption,
     has_seen_colors,
@@ -79,8 +80,8 @@ class ScenesConfig(Checked):
         for name, choices in (("split", SPLITS), ("combinations", COMBINATIONS)):
             if (value := getattr(self, name)) not in choices:
                 raise NovaError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        if not self.tasks or set(self.tasks) - set(TASKS):
-            raise NovaError(f"tasks {self.tasks} must be some of {', '.join(TASKS)}")
+        if not self.tasks or set(self.tasks) - set(TRAINING_TASKS):
+            raise NovaError(f"tasks {self.tasks} must be some of {', '.join(TRAINING_TASKS)}")
         if self.filled and ("counting" in self.tasks or self.place_jitter > 0.1):
             raise NovaError(
                 "things of filled pictures are in their cells and not counted; set place_jitter to "
@@ -112,9 +113,10 @@ def draw_scene(rng: np.random.Generator, task: str) -> Scene:
     else:
         count = 1 if task in ("single_object", "colors") else 2
         digits = rng.choice(10, count, replace=False).tolist()
-    # Colors that are told are told apart by them, as GenEval's are.
-    colors = rng.choice(list(COLORS), count, replace=task != "color_attr").tolist()
-    relation = str(rng.choice(list(RELATIONS))) if task == "position" else None
+    # Things whose colors are told are told apart by them, as GenEval's are.
+    same = task not in ("color_attr", "color_position")
+    colors = rng.choice(list(COLORS), count, replace=same).tolist()
+    relation = str(rng.choice(list(RELATIONS))) if task.endswith("position") else None
     return Scene(task, tuple(digits), tuple(colors), relation)
 
 

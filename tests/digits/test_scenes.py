@@ -13,6 +13,7 @@ from nova_jax.digits.scene_captions import (
     PLURALS,
     RELATIONS,
     TASKS,
+    TRAINING_TASKS,
     Scene,
     caption,
     has_seen_colors,
@@ -65,12 +66,13 @@ def test_a_picture_has_the_things_of_its_scene_apart_from_each_other(held_out):
 
 
 def test_all_tasks_come_equally_often_and_their_scenes_are_of_them():
-    scenes = ScenesSource(ScenesConfig()).batch(np.arange(600))["scene"]
-    assert collections.Counter(scene.task for scene in scenes) == dict.fromkeys(TASKS, 100)
+    assert ScenesConfig().tasks == TASKS
+    scenes = ScenesSource(ScenesConfig(tasks=TRAINING_TASKS)).batch(np.arange(700))["scene"]
+    assert collections.Counter(scene.task for scene in scenes) == dict.fromkeys(TRAINING_TASKS, 100)
     for scene in scenes:
         count = len(scene.digits)
         assert len(scene.colors) == count
-        assert (scene.relation is None) == (scene.task != "position")
+        assert (scene.relation is None) == (scene.task not in ("position", "color_position"))
         match scene.task:
             case "single_object" | "colors":
                 assert count == 1
@@ -88,7 +90,7 @@ def test_tasks_that_are_named_twice_come_twice_as_often():
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_filled_pictures_have_a_thing_in_every_cell_on_its_side(judge, relation):
-    tasks = ("position", "color_attr", "colors")
+    tasks = ("position", "color_position", "color_attr", "colors")
     config = ScenesConfig(split="held_out", filled=True, tasks=tasks, place_jitter=0.05)
     rows = ScenesSource(config).batch(np.arange(90))
     # The judges take two things that nearly touch for one, as large as two, here and there.
@@ -109,8 +111,8 @@ def test_filled_pictures_have_a_thing_in_every_cell_on_its_side(judge, relation)
 
 
 def test_training_never_shows_what_is_kept_back():
-    source = ScenesSource(ScenesConfig())
-    rows = source.batch(np.arange(3000))
+    source = ScenesSource(ScenesConfig(tasks=TRAINING_TASKS))
+    rows = source.batch(np.arange(3500))
     seen = collections.defaultdict(set)
     for scene, *captions in zip(rows["scene"], rows["caption"], rows["short_caption"], strict=True):
         seen["color"] |= set(zip(scene.digits, scene.colors, strict=True))
@@ -157,6 +159,8 @@ def test_captions_say_what_their_task_is_about_and_no_more():
     assert caption(Scene("position", (1, 8), ("red", "red"), "left of"), 0) == (
         "a one left of an eight"
     )
+    both = Scene("color_position", (7, 3), ("red", "blue"), "left of")
+    assert caption(both, 0) == "a red seven left of a blue three"
     said = {caption(Scene("color_attr", (7, 8), ("orange", "blue")), n) for n in NUMBERS}
     assert {"an orange seven and a blue eight", "a 7 in tangerine and an 8 in cobalt"} <= said
 
@@ -165,7 +169,7 @@ def test_every_caption_names_its_scene_and_fits():
     names = {word: digit for digit, word in enumerate(DIGITS)} | {str(d): d for d in range(10)}
     names |= {plural: digit for digit, plural in enumerate(PLURALS)}
     names |= {f"{digit}s": digit for digit in range(10)}
-    rows = ScenesSource(ScenesConfig()).batch(np.arange(1200))
+    rows = ScenesSource(ScenesConfig(tasks=TRAINING_TASKS)).batch(np.arange(1400))
     for scene, text in zip(rows["scene"], rows["caption"], strict=True):
         said = words(text)
         assert len(said) <= MAX_WORDS
