@@ -116,7 +116,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     # What the temporal encoder sees of the frames before; window: the first one and seven others.
     # Less noise is better at the model's own length, and worse beyond it.
     config.context = dict(
-        noise=0.4, dropout=0.0, own=0.0, own_steps=4, window=config_dict.placeholder(int)
+        noise=0.4,
+        cutmix=0.0,
+        dropout=0.0,
+        own=0.0,
+        own_steps=4,
+        window=config_dict.placeholder(int),
     )
     config.context.window = 8
     config.dtype = "float32"

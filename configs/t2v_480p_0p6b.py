@@ -101,7 +101,12 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
     config.first_frame_loss = 0.0 if run == "i2v" else 1.0
     # Off, as published: what the temporal encoder sees of the frames before (docs/drift.md).
     config.context = dict(
-        noise=0.0, dropout=0.0, own=0.0, own_steps=4, window=config_dict.placeholder(int)
+        noise=0.0,
+        cutmix=0.0,
+        dropout=0.0,
+        own=0.0,
+        own_steps=4,
+        window=config_dict.placeholder(int),
     )
     config.sampling = dict(
         num_inference_steps=64,

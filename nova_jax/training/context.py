@@ -6,6 +6,9 @@ each is off by default, as in the release:
 
 - noise on the frames before, each frame's level drawn anew (GameNGen, arXiv 2408.14837, section
   3.2.1; URSA, arXiv 2510.24717): faults smaller than the noise no longer matter;
+- a part of another video in all frames but the first (CutMix, arXiv 1905.04899, of what is seen):
+  what a frame has lost comes back in the next one, and what does not belong there goes, by the
+  first frame and the prompt;
 - frames left out, begin of video in their place (as guidance by the frame before needs it): what
   the prompt says is taken from the prompt;
 - the model's own frames in place of the clip's (scheduled sampling, arXiv 1506.03099, in two passes
@@ -47,6 +50,8 @@ class ContextConfig(Checked):
     Attributes:
         noise: Largest noise level, 0 to 1, of frame + level·noise; each frame
             draws its own level, evenly.
+        cutmix: Largest height and width, relative to the frame's, 0 to 1, of a rectangle that shows
+            another video of the batch, in all frames but the first; each video draws its own.
         dropout: Share of frames that are left out, 0 to 1.
         own: Share of training steps whose frames are the model's own, 0 to 1.
         own_steps: Diffusion steps that they are drawn with.
@@ -55,6 +60,7 @@ class ContextConfig(Checked):
     """
 
     noise: Fraction = 0.0
+    cutmix: Fraction = 0.0
     dropout: Fraction = 0.0
     own: Fraction = 0.0
     own_steps: Count = 4
@@ -63,7 +69,7 @@ class ContextConfig(Checked):
     @property
     def changes_frames(self) -> bool:
         """Whether the temporal encoder sees anything but the frames themselves."""
-        return bool(self.noise or self.dropout or self.own)
+        return bool(self.noise or self.cutmix or self.dropout or self.own)
 
 
 @jax.tree_util.register_dataclass
@@ -77,6 +83,7 @@ class ContextDraws:
         known: slots of the temporal encoder whose frame is not left out.
         own: whether the frames are the model's own.
         own_keys: of what these are drawn from.
+        rectangle: first row and column, last row and column, of what shows another video, 0 to 1.
     """
 
     level: Float[Array, "b t"]
@@ -84,20 +91,24 @@ class ContextDraws:
     known: Bool[Array, "b t"]
     own: Bool[Array, ""]
     own_keys: Key[Array, " f"]
+    rectangle: Float[Array, "b 4"]
 
     @classmethod
     def sample(
         cls, config: ContextConfig, key: Key[Array, ""], shape: tuple[int, ...]
     ) -> ContextDraws:
         """Draws for videos of shape [B, T, h, w, C]."""
-        level, noise, known, own, own_keys = jax.random.split(key, 5)
+        level, noise, known, own, own_keys, size, place = jax.random.split(key, 7)
         rows = shape[:2]
+        extent = config.cutmix * jax.random.uniform(size, (shape[0], 2))
+        first = (1 - extent) * jax.random.uniform(place, (shape[0], 2))
         return cls(
             level=config.noise * jax.random.uniform(level, rows),
             noise=jax.random.normal(noise, shape),
             known=jax.random.uniform(known, rows) >= config.dropout,
             own=jax.random.uniform(own) < config.own,
             own_keys=jax.random.split(own_keys, rows[0] * rows[1]),
+            rectangle=jnp.concatenate([first, first + extent], axis=1),
         )
 
 
@@ -140,9 +151,32 @@ def make_context(
     frames = latents
     if config.own:
         frames = jax.lax.cond(draws.own, own, lambda: latents)
+    if config.cutmix:
+        frames = cutmix(frames, draws.rectangle)
     if config.noise:
         frames = with_noise(frames, draws.level[..., None, None, None], draws.noise)
     return Context(frames, draws.known)
+
+
+def cutmix(
+    latents: Float[Array, "b t h w c"], rectangle: Float[Array, "b 4"]
+) -> Float[Array, "b t h w c"]:
+    """Videos with a rectangle of the one before them in the batch, in all frames but the first.
+
+    As much is added as is taken away, on average: what only loses parts teaches a model to answer
+    with more than it sees, which adds up when it sees its own answers.
+
+    Args:
+        latents: of videos; a video alone stays as it is.
+        rectangle: first row and column, last row and column, relative to the frame's size.
+    """
+    h, w = latents.shape[2:4]
+    top, left, bottom, right = jnp.split(rectangle, 4, axis=1)
+    rows, columns = (jnp.arange(h)[None] + 0.5) / h, (jnp.arange(w)[None] + 0.5) / w
+    rows, columns = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
+    inside = rows[:, None, :, None, None] & columns[:, None, None, :, None]
+    later = (jnp.arange(latents.shape[1]) > 0)[None, :, None, None, None]
+    return jnp.where(inside & later, jnp.roll(latents, 1, axis=0), latents)
 
 
 def own_frames(

@@ -20,6 +20,7 @@ from nova_jax.sampling.video import generate
 from nova_jax.training.context import (
     ContextConfig,
     ContextDraws,
+    cutmix,
     draw_start,
     frame_weights,
     make_context,
@@ -88,6 +89,27 @@ def test_frames_that_are_left_out_do_not_matter(model, latents):
     assert float(jnp.abs(some[0, 2] - seen[0, 2]).max()) > 1e-3
     shares = [float(context_of(model, latents, dropout=p).known.mean()) for p in (0.0, 1.0)]
     assert shares == [1.0, 0.0]
+
+
+def test_another_video_shows_in_one_rectangle_of_all_frames_but_the_first(model, latents):
+    mixed = np.asarray(cutmix(latents, jnp.array([[0.25, 0.0, 0.5, 1.0], [0.4, 0.4, 0.6, 0.7]])))
+    inside = np.zeros((2, 1, 8, 8, 1), bool)
+    inside[0, :, 2:4] = True
+    inside[1, :, 3:5, 3:6] = True  # pixels whose middle is inside
+    wanted = np.where(inside, latents[::-1], latents)
+    np.testing.assert_array_equal(mixed[:, 1:], wanted[:, 1:])
+    np.testing.assert_array_equal(mixed[:, 0], latents[:, 0])
+    seen = context_of(model, latents, cutmix=0.9).latents
+    np.testing.assert_array_equal(seen[:, 0], latents[:, 0])
+    assert 0 < np.mean(np.asarray(seen != latents)[:, 1:]) < 0.9**2
+
+
+def test_rectangles_are_as_large_as_asked_for_and_inside_the_frame():
+    shape = (500, 3, 8, 8, 3)
+    drawn = ContextDraws.sample(ContextConfig(cutmix=0.6), jax.random.key(7), shape).rectangle
+    size = np.asarray(drawn[:, 2:] - drawn[:, :2])
+    assert 0 <= size.min() < 0.02 and 0.58 < size.max() <= 0.6
+    assert 0 <= drawn.min() < 0.02 and 0.98 < drawn.max() <= 1
 
 
 def test_own_frames_are_what_generation_draws_after_the_clip(model, latents):
@@ -171,6 +193,7 @@ def test_nothing_is_drawn_that_is_not_asked_for(latents):
     [
         ({"noise": 1.5}, "noise is 1.5; it must be at least 0 and at most 1"),
         ({"noise": float("nan")}, "noise is nan"),
+        ({"cutmix": 1.5}, "cutmix is 1.5"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"own": 2.0}, "own is 2.0"),
         ({"own_steps": 0}, "own_steps is 0"),
