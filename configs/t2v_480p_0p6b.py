@@ -119,7 +119,7 @@ def get_config(variant: str = "pretrain") -> ConfigDict:
         # which a step sees the first and eight in a row, as generation with this window does.
         config.dataset.latent_frames = 17
         config.first_frame_loss = 1 / 8
-        config.context.update(noise=0.1, window=9)
+        config.context.update(noise=0.1, cutmix=0.6, window=9)
         config.sampling.window = 9
         # So that guidance does not add up from frame to frame.
         config.sampling.guidance.renorm = 0.0
