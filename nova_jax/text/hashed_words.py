@@ -7,7 +7,7 @@ Row j of a prompt, with d features, is
     word_j   d numbers uniform in (-√3, √3), so of unit variance: 16-bit words of the
              SHAKE-256 digest of the lower-cased word
     place_j  [sin(j · ω), cos(j · ω)], ω_i = 100^(-i / (d/2)): the position, so that order shows
-    P        the share of the variance that tells the position
+    P        the share of the variance that tells the position, `position_share`
 
 Entries have a mean square of one. The same word gives the same numbers on every machine and in
 every version of Python. It knows no grammar and no synonyms: the model learns what words mean.
@@ -26,11 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt16
 
-from nova_jax.config import Checked, Count
+from nova_jax.config import Checked, Count, Fraction
 from nova_jax.errors import NovaError
 from nova_jax.text.interface import Array, Tokens
-
-POSITION_SHARE = 0.2
 
 
 def words(prompt: str) -> list[str]:
@@ -61,11 +59,17 @@ def position_vectors(length: int, dim: int) -> Float[np.ndarray, "{length} {dim}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HashedTextEncoder(Checked):
-    """Hashed words plus positions; see the top of the file. `dim` is even."""
+    """Hashed words plus positions; see the top of the file.
+
+    Attributes:
+        dim: d, even.
+        position_share: P, 0 to 1. What tells words apart gets the rest.
+    """
 
     type: ClassVar[str] = "hashed_words"
     network: ClassVar[None] = None
     dim: Count = 128
+    position_share: Fraction = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,9 +96,10 @@ class HashedTextEncoder(Checked):
     def placed(self, rows: Float[Array, "*b l d"]) -> Float[Array, "*b l d"]:
         """Adds positions to the vectors of a prompt's words."""
         length = rows.shape[-2]
-        places = np.float32((2 * POSITION_SHARE) ** 0.5) * position_vectors(length, self.dim)
+        share = self.position_share
+        places = np.float32((2 * share) ** 0.5) * position_vectors(length, self.dim)
         places = places.reshape((1,) * (rows.ndim - 2) + places.shape)
-        return np.float32((1 - POSITION_SHARE) ** 0.5) * rows + places
+        return np.float32((1 - share) ** 0.5) * rows + places
 
     def offloaded(self) -> Self:
         """Itself."""

@@ -27,6 +27,16 @@ def test_entries_have_unit_variance():
     assert abs((features**2).mean() - 1) < 0.05
 
 
+def test_more_of_the_position_is_less_of_the_word():
+    prompts = ["red on red", "on red on"]
+    words_alone, _ = HashedTextEncoder(dim=64, position_share=0.0).encode(prompts, 3)
+    np.testing.assert_array_equal(words_alone[0, 0], words_alone[0, 2])
+    places_alone, _ = HashedTextEncoder(dim=64, position_share=1.0).encode(prompts, 3)
+    np.testing.assert_array_equal(places_alone[0], places_alone[1])
+    halves, _ = HashedTextEncoder(dim=64, position_share=0.5).encode(prompts, 3)
+    np.testing.assert_allclose(halves, 0.5**0.5 * (words_alone + places_alone), atol=1e-6)
+
+
 def test_prompts_are_cut_and_padded():
     features, lengths = HashedTextEncoder(dim=16).encode(["one two three four", "one", ""], 3)
     assert features.shape == (3, 3, 16) and features.dtype == np.float32
@@ -63,6 +73,7 @@ def test_it_comes_back_from_its_settings():
         ({"type": "hashed_words", "width": 8}, "width"),
         ({"type": "hashed_words", "dim": 7}, "7"),
         ({"type": "hashed_words", "dim": "8"}, "dim"),
+        ({"type": "hashed_words", "position_share": 1.5}, "position_share is 1.5"),
     ],
 )
 def test_bad_settings_are_named(settings, named):
