@@ -45,12 +45,10 @@ SECOND = dict(
 )
 # What the run after that one has: frames before in which another video shows, so that what is lost
 # comes back and what does not belong goes.
-THIRD = dict(
+THIRD = SECOND | dict(
     steps=6_000,
     init=dict(checkpoint="runs/second/model", fresh=()),
-    data=dict(video_fraction=0.75, picture_batches_first=0),
     context=dict(cutmix=0.6),
-    optimizer=dict(learning_rate=6e-4),
 )
 # And once more, with more pictures: first frames were wrong most.
 FOURTH = THIRD | dict(
